@@ -1,0 +1,1 @@
+"""The REST service: a model file in, vectors out. Never imports torch."""

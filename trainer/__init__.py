@@ -1,0 +1,1 @@
+"""Pretraining, evaluation and export: whatever runs on a data set."""
