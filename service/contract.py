@@ -1,11 +1,11 @@
-"""What the exporter and the service agree on: tensor names, preprocessing, and the model's passport.
+"""What the exporter and the service agree on: tensor names, preprocessing, the model's passport.
 
 Standard library only, so that either side can import it without the other's dependencies.
 
 A model file is one self-contained ONNX file. Its input is `pixels`, (B, H, W, 3) uint8 RGB exactly
-as an image decoder gives it: scaling and normalisation are inside the graph, so that a caller cannot
-get them wrong and a device receives a quarter of the bytes. B is dynamic, H and W are fixed. Its
-outputs are the four named in `OUTPUTS`, all float32. Under the metadata key `METADATA_KEY` lies
+as an image decoder gives it: scaling and normalisation are inside the graph, so that a caller
+cannot get them wrong and a device receives a quarter of the bytes. B is dynamic, H and W are fixed.
+Its outputs are the four named in `OUTPUTS`, all float32. Under the metadata key `METADATA_KEY` lies
 `ModelInfo` as one JSON object.
 """
 

@@ -1,0 +1,174 @@
+"""The error tree: every refusal has a class, every class a status and a stable code.
+
+ServiceError                      500 internal
+├── InvalidJson                   400 invalid_json
+├── RequestTimeout                408 request_timeout
+├── TooLarge                      413
+│   ├── BodyTooLarge              413 body_too_large
+│   ├── ImageTooLarge             413 image_too_large
+│   └── BatchTooLarge             413 batch_too_large
+├── UnsupportedMediaType          415 unsupported_media_type
+│   └── UnsupportedImageFormat    415 unsupported_image_format
+├── InvalidRequest                422 invalid_request
+│   ├── InvalidBase64             422 invalid_base64
+│   ├── UndecodableImage          422 undecodable_image
+│   ├── PointOutOfBounds          422 region_out_of_bounds
+│   └── UrlsDisabled              422 urls_disabled
+├── Overloaded                    429 overloaded, Retry-After
+└── Unavailable                   503, Retry-After
+    ├── NotReady                  503 not_ready
+    ├── Draining                  503 draining
+    └── DeadlineExceeded          503 deadline_exceeded
+
+`ModelError` stands apart: it stops the service at start and never reaches a client.
+"""
+
+from typing import Any, ClassVar
+
+
+class ServiceError(Exception):
+    """A refusal with its HTTP status and stable code.
+
+    Attributes:
+        message: What was wrong and what is expected, in one sentence; echoes nothing of the body.
+        field: The part of the request that is at fault.
+        index: Position of the image at fault, from 0.
+        limit: The limit that was exceeded.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    retry_after_s: ClassVar[int | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        index: int | None = None,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.index = index
+        self.limit = limit
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the error's body; keys without a value are left out."""
+        optional = {"field": self.field, "index": self.index, "limit": self.limit}
+        return {"code": self.code, "message": self.message} | {
+            key: value for key, value in optional.items() if value is not None
+        }
+
+
+class InvalidJson(ServiceError):
+    """The body is not a JSON object."""
+
+    status, code = 400, "invalid_json"
+
+
+class RequestTimeout(ServiceError):
+    """The body did not arrive in time."""
+
+    status, code = 408, "request_timeout"
+
+
+class TooLarge(ServiceError):
+    """Something exceeds a stated limit."""
+
+    status, code = 413, "too_large"
+
+
+class BodyTooLarge(TooLarge):
+    """More bytes than `max_body_bytes`."""
+
+    code = "body_too_large"
+
+
+class ImageTooLarge(TooLarge):
+    """More pixels than `max_image_pixels`, or a shape beyond `max_image_aspect`."""
+
+    code = "image_too_large"
+
+
+class BatchTooLarge(TooLarge):
+    """More images in one request than `max_images`."""
+
+    code = "batch_too_large"
+
+
+class UnsupportedMediaType(ServiceError):
+    """A content type that no endpoint reads."""
+
+    status, code = 415, "unsupported_media_type"
+
+
+class UnsupportedImageFormat(UnsupportedMediaType):
+    """An image in a format that is not on the allow-list."""
+
+    code = "unsupported_image_format"
+
+
+class InvalidRequest(ServiceError):
+    """Understood, but not acceptable."""
+
+    status, code = 422, "invalid_request"
+
+
+class InvalidBase64(InvalidRequest):
+    """Text that should be base64 and is not."""
+
+    code = "invalid_base64"
+
+
+class UndecodableImage(InvalidRequest):
+    """Bytes that are no readable image."""
+
+    code = "undecodable_image"
+
+
+class PointOutOfBounds(InvalidRequest):
+    """A point outside what the model sees of the picture."""
+
+    code = "region_out_of_bounds"
+
+
+class UrlsDisabled(InvalidRequest):
+    """An image given by address, which this service does not fetch."""
+
+    code = "urls_disabled"
+
+
+class Overloaded(ServiceError):
+    """The queue is full."""
+
+    status, code, retry_after_s = 429, "overloaded", 1
+
+
+class Unavailable(ServiceError):
+    """The service cannot answer now."""
+
+    status, code, retry_after_s = 503, "unavailable", 1
+
+
+class NotReady(Unavailable):
+    """Still warming up."""
+
+    code = "not_ready"
+
+
+class Draining(Unavailable):
+    """Shutting down."""
+
+    code = "draining"
+
+
+class DeadlineExceeded(Unavailable):
+    """The answer would have come too late."""
+
+    code = "deadline_exceeded"
+
+
+class ModelError(Exception):
+    """The model file or the engine asked for cannot be used; the message says what to do."""
