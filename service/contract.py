@@ -55,6 +55,7 @@ class ModelInfo:
         outputs: Shape of each output for one image, without the batch axis.
         grid: Rows and columns of the region map; their product is L.
         preprocess: How an image becomes pixels.
+        precision: Arithmetic of the file's weights, "fp32" or "fp16".
         training: Recipe, data, steps and revision of the training run; None if untrained.
         licence: Licence of the weights, an SPDX expression where there is one.
         weights_sha256: Digest of the weights that were exported.
@@ -69,6 +70,7 @@ class ModelInfo:
     training: dict[str, Any] | None
     licence: str
     weights_sha256: str
+    precision: Literal["fp32", "fp16"] = "fp32"
     format: int = FORMAT
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 ServiceError                      500 internal
 ├── InvalidJson                   400 invalid_json
+├── InvalidMultipart              400 invalid_multipart
 ├── RequestTimeout                408 request_timeout
 ├── TooLarge                      413
 │   ├── BodyTooLarge              413 body_too_large
@@ -66,6 +67,12 @@ class InvalidJson(ServiceError):
     """The body is not a JSON object."""
 
     status, code = 400, "invalid_json"
+
+
+class InvalidMultipart(ServiceError):
+    """The body is not the form that its content type says."""
+
+    status, code = 400, "invalid_multipart"
 
 
 class RequestTimeout(ServiceError):

@@ -47,10 +47,17 @@ class Geometry(NamedTuple):
 
 
 class Preprocessed(NamedTuple):
-    """What the model gets, and the way back: pixels (S, S, 3) uint8."""
+    """What the model gets, and the way back.
+
+    Attributes:
+        pixels: (S, S, 3) RGB.
+        geometry: Where they lie on the picture.
+        picture: The upright picture, if it was kept to be drawn on.
+    """
 
     pixels: NDArray[np.uint8]
     geometry: Geometry
+    picture: Image.Image | None = None
 
 
 def least_side(spec: PreprocessSpec) -> int:

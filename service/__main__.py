@@ -1,0 +1,72 @@
+"""Command: serve a model file over HTTP.
+
+Exit codes: 0 after a shutdown that was asked for, 2 for bad settings, 3 if the model cannot be
+served.
+"""
+
+import logging
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from service.app import create_app
+from service.errors import ModelError
+from service.settings import Settings
+
+KEEP_ALIVE_S = 75
+"""Longer than the minute that load balancers keep idle connections."""
+
+
+class Server(uvicorn.Server):
+    """Uvicorn that tells the application when a shutdown begins, and ends it with exit code 0."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal: not ready any more, finish what was accepted, end."""
+        app = self.config.app
+        assert isinstance(app, FastAPI)
+        app.state.pipeline.is_draining = True
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()  # else uvicorn raises them again, and the exit is not 0
+
+
+def main() -> int:
+    """Serve until told to stop."""
+    try:
+        settings = Settings(_cli_parse_args=True, _cli_kebab_case=True)  # type: ignore[call-arg]  # of pydantic-settings
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            name = ".".join(str(part) for part in problem["loc"])
+            print(f"setting {name}: {problem['msg']}", file=sys.stderr)  # noqa: T201  # before the log is set up
+        return 2
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    try:
+        app = create_app(settings)
+    except ModelError as error:
+        print(error, file=sys.stderr)  # noqa: T201  # the command's answer
+        return 3
+    server = Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=settings.shutdown_grace_s,
+        )
+    )
+    server.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

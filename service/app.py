@@ -1,0 +1,95 @@
+"""The application: a model file behind the endpoints, and one shape for every error."""
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from service import VERSION
+from service.contract import OUTPUTS
+from service.encoding import to_json
+from service.engine import Engine, load_engine
+from service.errors import ServiceError
+from service.gate import BodyLimits, Gate
+from service.model_file import read_model_info
+from service.parity import photograph_pixels
+from service.pipeline import Pipeline
+from service.routes import router
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+HTTP_CODES = {400: "invalid_http", 404: "not_found", 405: "method_not_allowed"}
+
+
+def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
+    """Load the model and build the application round it.
+
+    Args:
+        settings: Every knob.
+        engine: Runs in place of the one that the settings ask for; the model file still says what
+            it gives.
+
+    Raises:
+        ModelError: if the model cannot be served.
+    """
+    info = read_model_info(settings.model)
+    engine = engine or load_engine(settings, info)
+    pipeline = Pipeline(settings, info, engine)
+    engine.run(photograph_pixels(info.preprocess)[:1], OUTPUTS)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        pipeline.batcher.start()
+        yield
+        await anyio.to_thread.run_sync(pipeline.batcher.stop)
+
+    app = FastAPI(
+        title="EsViT",
+        version=VERSION,
+        summary="Embeddings, regions, correspondences and attention of images",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.pipeline = pipeline
+    app.include_router(router)
+    app.add_exception_handler(ServiceError, _answer_service_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(Exception, _answer_bug)
+    limits = BodyLimits(settings.max_body_bytes, settings.max_bodies_bytes, settings.body_timeout_s)
+    app.add_middleware(Gate, limits=limits, metrics=pipeline.metrics)
+    return app
+
+
+async def _answer_service_error(request: Request, error: Exception) -> Response:
+    """Answer a refusal."""
+    assert isinstance(error, ServiceError)
+    pipeline: Pipeline = request.app.state.pipeline
+    pipeline.metrics.refusals.labels(error.code).inc()
+    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    return _error(request, error.status, error.to_dict(), headers)
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    """Answer what no route takes."""
+    assert isinstance(error, HTTPException)
+    code = HTTP_CODES.get(error.status_code, "invalid_http")
+    detail = {"code": code, "message": str(error.detail)[:200]}
+    return _error(request, error.status_code, detail, dict(error.headers or {}))
+
+
+async def _answer_bug(request: Request, error: Exception) -> Response:
+    """Answer what must not happen; the stack is in the log, under the request id."""
+    logger.error("request %s failed", request.state.request_id, exc_info=error)
+    return _error(request, 500, {"code": "internal", "message": "internal error"}, {})
+
+
+def _error(
+    request: Request, status: int, detail: Mapping[str, object], headers: dict[str, str]
+) -> Response:
+    """Give every error the same shape."""
+    body = to_json({"error": {**detail, "request_id": request.state.request_id}})
+    return Response(body, status, headers, media_type="application/json")

@@ -1,0 +1,286 @@
+"""Concurrent requests become batches, without a timer.
+
+An image passes two rooms. In the first, as many threads as cores decode and resize. In the second,
+as many runners as the engine is fastest with wait for decoded images: a runner that becomes free
+takes what is there, up to the engine's batch, at once. So an idle service answers one image without
+delay, and a busy one fills its batches while the last ones run; there is no delay to tune.
+
+An image whose caller has left or whose deadline has passed is dropped wherever it stands. The
+answer to a whole batch crosses to the event loop in one call.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract import OUTPUTS, Output
+from service.errors import DeadlineExceeded, Overloaded, ServiceError
+from service.metrics import Metrics
+from service.preprocess import Preprocessed
+
+logger = logging.getLogger(__name__)
+
+Arrays = dict[Output, NDArray[np.float32]]
+Infer = Callable[[NDArray[np.uint8], Sequence[Output]], Arrays]
+Prepare = Callable[[], Preprocessed]
+
+
+class Inferred(NamedTuple):
+    """What became of one image: its arrays, without the batch axis, and what made them."""
+
+    arrays: Arrays
+    prepared: Preprocessed
+
+
+Result = Inferred | ServiceError
+
+
+class Ticket:
+    """One request's images on their way; `future` is done when the last one has its result."""
+
+    def __init__(
+        self,
+        num_images: int,
+        outputs: Sequence[Output],
+        deadline: float,
+        future: asyncio.Future[list[Result]],
+    ) -> None:
+        self.outputs = frozenset(outputs)
+        self.deadline = deadline
+        self.future = future
+        self.is_abandoned = False
+        self.num_missing = num_images
+        self.results: list[Result] = [DeadlineExceeded("not answered in time")] * num_images
+
+    def is_pointless(self) -> bool:
+        """Tell whether nobody waits for the answer any more."""
+        return self.is_abandoned or time.monotonic() > self.deadline
+
+
+class Job(NamedTuple):
+    """One image of a ticket, not yet decoded."""
+
+    ticket: Ticket
+    position: int
+    prepare: Prepare
+
+
+class Item(NamedTuple):
+    """One image of a ticket, decoded and waiting for a runner."""
+
+    ticket: Ticket
+    position: int
+    prepared: Preprocessed
+    decoded_at: float
+
+
+Answer = tuple[Ticket, int, Result | None]
+"""Ticket, position and result of one image; None where it was dropped."""
+
+
+class Batcher:
+    """Runs images through an engine on behalf of many concurrent requests."""
+
+    def __init__(
+        self,
+        infer: Infer,
+        *,
+        num_runners: int,
+        max_batch: int,
+        num_decoders: int,
+        max_queue_images: int,
+        metrics: Metrics,
+    ) -> None:
+        """Set up; `start` starts the threads.
+
+        Args:
+            infer: Gives the asked outputs for (B, S, S, 3) uint8 pixels.
+            num_runners: How many threads call `infer`.
+            max_batch: How many images one call of `infer` gets at most.
+            num_decoders: How many threads decode.
+            max_queue_images: How many images may be accepted and not yet answered.
+            metrics: Where to count.
+        """
+        self._infer = infer
+        self._max_batch = max_batch
+        self._max_queue_images = max_queue_images
+        self._metrics = metrics
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._items: SimpleQueue[Item | None] = SimpleQueue()
+        self._decoders = _threads(self._decode_forever, num_decoders)
+        self._runners = _threads(self._run_forever, num_runners)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._num_accepted = 0
+        metrics.queued.set_function(self._items.qsize)
+        metrics.in_flight.set_function(lambda: self._num_accepted)
+
+    def start(self) -> None:
+        """Start the threads; to be called on the event loop that will submit."""
+        self._loop = asyncio.get_running_loop()
+        for thread in (*self._decoders, *self._runners):
+            thread.start()
+
+    def stop(self) -> None:
+        """Let the threads finish what was accepted, then end them."""
+        for _ in self._decoders:
+            self._jobs.put(None)
+        _join(self._decoders)
+        for _ in self._runners:
+            self._items.put(None)
+        _join(self._runners)
+
+    def admit(self, num_images: int) -> None:
+        """Refuse what would not fit.
+
+        Raises:
+            Overloaded: if too many images are on their way already.
+        """
+        if self._num_accepted + num_images > self._max_queue_images:
+            raise Overloaded(
+                f"{self._num_accepted} images are waiting; at most {self._max_queue_images} may",
+                limit=self._max_queue_images,
+            )
+
+    async def submit(
+        self, prepares: Sequence[Prepare], outputs: Sequence[Output], timeout_s: float
+    ) -> list[Result]:
+        """Decode images and run them through the engine.
+
+        Args:
+            prepares: For each image a function that decodes it, called in a worker thread; what it
+                raises as `ServiceError` becomes that image's result and no other's.
+            outputs: What the engine is asked for.
+            timeout_s: Seconds until the answer is given up.
+
+        Returns:
+            A result for each image, in order.
+
+        Raises:
+            Overloaded: if too many images are on their way already.
+            DeadlineExceeded: if the answer is not there in time.
+        """
+        self.admit(len(prepares))
+        loop = asyncio.get_running_loop()
+        ticket = Ticket(len(prepares), outputs, time.monotonic() + timeout_s, loop.create_future())
+        self._num_accepted += len(prepares)
+        for position, prepare in enumerate(prepares):
+            self._jobs.put(Job(ticket, position, prepare))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await ticket.future
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from error
+        finally:
+            ticket.is_abandoned = True
+
+    def _decode_forever(self) -> None:
+        """Decode jobs until told to stop."""
+        while (job := self._jobs.get()) is not None:
+            ticket, position, prepare = job
+            if ticket.is_pointless():
+                self._answer([(ticket, position, None)])
+                continue
+            started = time.perf_counter()
+            try:
+                prepared = prepare()
+            except ServiceError as error:
+                self._answer([(ticket, position, error)])
+            except Exception:  # a bug in decoding one image must not end the thread
+                logger.exception("decoding failed")
+                self._answer([(ticket, position, ServiceError("internal error"))])
+            else:
+                decoded_at = time.perf_counter()
+                self._metrics.decode_seconds.observe(decoded_at - started)
+                self._items.put(Item(ticket, position, prepared, decoded_at))
+
+    def _run_forever(self) -> None:
+        """Run what is there, up to a batch, until told to stop."""
+        while (first := self._items.get()) is not None:
+            live: list[Item] = []
+            gone: list[Answer] = []
+            for item in (first, *self._take(self._max_batch - 1)):
+                if item.ticket.is_pointless():
+                    gone.append((item.ticket, item.position, None))
+                else:
+                    live.append(item)
+            if gone:
+                self._answer(gone)
+            if live:
+                self._run(live)
+
+    def _take(self, most: int) -> list[Item]:
+        """Take what waits, without waiting for more."""
+        taken: list[Item] = []
+        with contextlib.suppress(Empty):
+            while len(taken) < most:
+                item = self._items.get_nowait()
+                if item is None:  # the end is for `_run_forever` to see
+                    self._items.put(None)
+                    break
+                taken.append(item)
+        return taken
+
+    def _run(self, batch: list[Item]) -> None:
+        """Run one batch and answer it."""
+        started = time.perf_counter()
+        for item in batch:
+            self._metrics.queue_seconds.observe(started - item.decoded_at)
+        wanted = frozenset[Output]().union(*(item.ticket.outputs for item in batch))
+        outputs = [name for name in OUTPUTS if name in wanted]
+        try:
+            arrays = self._infer(np.stack([item.prepared.pixels for item in batch]), outputs)
+        except Exception:  # whatever the engine raises, the callers must be told
+            logger.exception("inference failed")
+            self._answer(
+                [(item.ticket, item.position, ServiceError("internal error")) for item in batch]
+            )
+            return
+        self._metrics.inference_seconds.observe(time.perf_counter() - started)
+        self._metrics.batch_images.observe(len(batch))
+        self._answer([(*item[:2], _result_of(item, row, arrays)) for row, item in enumerate(batch)])
+
+    def _answer(self, answers: list[Answer]) -> None:
+        """Carry results over to the event loop, all in one call."""
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._settle, answers)
+
+    def _settle(self, answers: list[Answer]) -> None:
+        """Write results into their tickets, on the event loop."""
+        self._num_accepted -= len(answers)
+        for ticket, position, result in answers:
+            if result is None:
+                self._metrics.skipped.inc()
+                continue
+            ticket.results[position] = result
+            ticket.num_missing -= 1
+            if ticket.num_missing == 0 and not ticket.future.done():
+                ticket.future.set_result(ticket.results)
+
+
+def _result_of(item: Item, row: int, arrays: Arrays) -> Inferred:
+    """Cut one image's arrays out of the batch's."""
+    return Inferred({name: arrays[name][row] for name in item.ticket.outputs}, item.prepared)
+
+
+def _threads(target: Callable[[], None], count: int) -> list[threading.Thread]:
+    """Make threads that do not keep the process alive."""
+    name = target.__name__.strip("_")
+    return [
+        threading.Thread(target=target, name=f"{name}-{number}", daemon=True)
+        for number in range(count)
+    ]
+
+
+def _join(threads: list[threading.Thread]) -> None:
+    """Wait for threads to end."""
+    for thread in threads:
+        thread.join()

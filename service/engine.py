@@ -1,0 +1,135 @@
+"""Engines behind one small contract, and the choice among them.
+
+An engine runs the model file: uint8 pixels in, named float32 arrays out. Which one is fastest is
+known (README, "Speed"): OpenVINO in bfloat16 on CPUs that have it, ONNX Runtime on CUDA. Whether a
+reduced precision is faithful is asked of real photographs each time a model is loaded.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract import OUTPUTS, ModelInfo, Output
+from service.engine_onnxruntime import OnnxRuntimeEngine, has_cuda
+from service.engine_openvino import OpenVinoEngine, supported_precisions
+from service.errors import ModelError
+from service.parity import MIN_COSINE, least_cosines, photograph_pixels
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Reduced = Literal["bf16", "fp16"]
+
+
+class Engine(Protocol):
+    """What runs a model file.
+
+    Attributes:
+        name: The library, "onnxruntime" or "openvino".
+        provider: What it runs on, in the library's own words.
+        precision: The arithmetic really in use.
+        num_runners: How many threads should call `run` at once.
+        max_batch: How many images a call should have at most.
+    """
+
+    name: str
+    provider: str
+    precision: str
+    num_runners: int
+    max_batch: int
+
+    def run(
+        self, pixels: NDArray[np.uint8], outputs: Sequence[Output]
+    ) -> dict[Output, NDArray[np.float32]]:
+        """Give the asked outputs for (B, H, W, 3) pixels; may be called from several threads."""
+
+
+def load_engine(settings: Settings, info: ModelInfo) -> Engine:
+    """Load the model file into the engine that the settings ask for, or the best there is.
+
+    Raises:
+        ModelError: if the file cannot be used or what was asked for is not there.
+    """
+    device = _choose_device(settings)
+    if settings.engine == "openvino" or (settings.engine == "auto" and device == "cpu"):
+        engine = _load_openvino(settings, info)
+    else:
+        engine = _load_onnxruntime(settings, info, device)
+    logger.info("model %s on %s, %s, %s", info.name, engine.name, engine.provider, engine.precision)
+    return engine
+
+
+def _choose_device(settings: Settings) -> Literal["cuda", "cpu"]:
+    """Give the device to use; CUDA that was asked for and is not there is an error."""
+    if settings.device == "cuda":
+        if settings.engine == "openvino":
+            raise ModelError("OpenVINO serves CPUs here; ESVIT_DEVICE=cuda wants onnxruntime")
+        if not has_cuda():
+            raise ModelError(
+                "ESVIT_DEVICE=cuda, but ONNX Runtime finds no CUDA device: is there a GPU, is it "
+                "passed into the container, is the extra 'gpu' installed? ESVIT_DEVICE=auto falls "
+                "back to the CPU"
+            )
+        return "cuda"
+    if settings.device == "auto" and settings.engine != "openvino" and has_cuda():
+        return "cuda"
+    return "cpu"
+
+
+def _load_onnxruntime(
+    settings: Settings, info: ModelInfo, device: Literal["cuda", "cpu"]
+) -> Engine:
+    """Load into ONNX Runtime, which computes in the precision of the file."""
+    if settings.precision not in ("auto", info.precision):
+        raise ModelError(
+            f"ESVIT_PRECISION={settings.precision}, but the model file is {info.precision} and "
+            "ONNX Runtime computes as the file says; trainer.export_onnx --precision writes others"
+        )
+    return OnnxRuntimeEngine(
+        settings.model,
+        device=device,
+        precision=info.precision,
+        num_threads=settings.num_threads,
+        max_batch=settings.max_batch,
+    )
+
+
+def _load_openvino(settings: Settings, info: ModelInfo) -> Engine:
+    """Load into OpenVINO at the asked precision, or the fastest that is faithful."""
+    supported = supported_precisions()
+    if settings.precision != "auto":
+        if settings.precision not in supported:
+            raise ModelError(
+                f"ESVIT_PRECISION={settings.precision}, but this CPU has only {supported}"
+            )
+        return _openvino(settings, settings.precision)
+    if "bf16" not in supported:
+        return _openvino(settings, "fp32")
+    engine = _openvino(settings, "bf16")
+    return engine if _is_faithful(engine, settings, info) else _openvino(settings, "fp32")
+
+
+def _openvino(settings: Settings, precision: str) -> OpenVinoEngine:
+    """Load into OpenVINO at one precision."""
+    return OpenVinoEngine(
+        settings.model,
+        precision=precision,
+        num_threads=settings.num_threads,
+        max_batch=settings.max_batch,
+    )
+
+
+def _is_faithful(engine: Engine, settings: Settings, info: ModelInfo) -> bool:
+    """Hold an engine's outputs on real photographs against full precision."""
+    pixels = photograph_pixels(info.preprocess)
+    cosines = least_cosines(
+        engine.run(pixels, OUTPUTS), _openvino(settings, "fp32").run(pixels, OUTPUTS)
+    )
+    shown = ", ".join(f"{name} {cosine:.5f}" for name, cosine in cosines.items())
+    faithful = min(cosines.values()) >= MIN_COSINE
+    level = logging.INFO if faithful else logging.WARNING
+    logger.log(level, "%s keeps cosines to fp32 of %s", engine.precision, shown)
+    return faithful

@@ -1,0 +1,213 @@
+"""A request's body to images and options: raw, multipart or JSON, the same on every endpoint."""
+
+import re
+from typing import Any, NamedTuple, TypeVar
+
+import orjson
+import pybase64
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.errors import (
+    BatchTooLarge,
+    InvalidBase64,
+    InvalidJson,
+    InvalidMultipart,
+    InvalidRequest,
+    ServiceError,
+    UndecodableImage,
+    UnsupportedMediaType,
+    UrlsDisabled,
+)
+
+Fields = dict[str, Any]
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
+
+MAX_FIELDS = 32
+"""More options than any endpoint has."""
+
+MAX_FIELD_BYTES = 65_536
+"""Bytes of one form field; a thousand points are half of it."""
+
+DATA_URI = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
+
+IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
+"""What a body begins with that curl sent without naming its type."""
+
+MAX_PROBLEM_LENGTH = 200
+
+
+class Inputs(NamedTuple):
+    """What a request holds.
+
+    Attributes:
+        images: For each image its file's bytes, or why they could not be read.
+        fields: Options by name, not yet validated.
+    """
+
+    images: list[bytes | ServiceError]
+    fields: Fields
+
+
+async def read_inputs(
+    request: Request, *, max_images: int, names: tuple[str, ...] | None = None
+) -> Inputs:
+    """Read images and options from a request.
+
+    Args:
+        request: The request, its body not yet read.
+        max_images: How many images it may hold.
+        names: JSON fields and form parts that hold one image each; None takes the list `images`,
+            and every file part.
+
+    Raises:
+        ServiceError: if the body is not one of the three forms, or holds no image or too many.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    fields: Fields = dict(request.query_params)
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("compressed bodies are not read; send it as it is")
+    if kind == "multipart/form-data":
+        images, more = await _read_multipart(request, max_images, names)
+    else:
+        body = b"".join([chunk async for chunk in request.stream()])
+        if kind == "application/json":
+            images, more = _read_json(body, max_images, names)
+        else:
+            images, more = [_read_raw(body, kind)], {}
+    if twice := fields.keys() & more.keys():
+        raise InvalidRequest("an option is given twice", field=_shown(sorted(twice)[0]))
+    return Inputs(images, fields | more)
+
+
+def read_options(model: type[OptionsT], fields: Fields) -> OptionsT:
+    """Validate options.
+
+    Raises:
+        InvalidRequest: naming the first field at fault; nothing of its value is echoed.
+    """
+    if len(fields) > MAX_FIELDS:
+        raise InvalidRequest(f"{len(fields)} fields; at most {MAX_FIELDS} are accepted")
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        known = ", ".join(sorted(model.model_fields))
+        message = problem["msg"][:MAX_PROBLEM_LENGTH]
+        if problem["type"] == "extra_forbidden":
+            message = f"unknown option; known are {known}"
+        raise InvalidRequest(message, field=_shown(field)) from error
+
+
+def _read_raw(body: bytes, kind: str) -> bytes:
+    """Take a body that is an image file."""
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        return body
+    if kind in ("", "application/x-www-form-urlencoded") and body.startswith(IMAGE_BEGINNINGS):
+        return body
+    raise UnsupportedMediaType(
+        "send an image with Content-Type: image/jpeg (or png, webp), multipart/form-data with "
+        "files, or application/json"
+    )
+
+
+async def _read_multipart(
+    request: Request, max_images: int, names: tuple[str, ...] | None
+) -> tuple[list[bytes | ServiceError], Fields]:
+    """Take the file parts of a form as images and the others as options."""
+    parser = _MemoryParser(
+        request.headers,
+        request.stream(),
+        max_files=max_images + 1,
+        max_fields=MAX_FIELDS,
+        max_part_size=MAX_FIELD_BYTES,
+    )
+    try:
+        form = (await parser.parse()).multi_items()
+    except MultiPartException as error:
+        if "Too many files" in error.message:
+            raise _too_many(max_images) from error
+        raise InvalidMultipart(f"not a readable form: {error.message[:120]}") from error
+    files = [(name, await part.read()) for name, part in form if isinstance(part, UploadFile)]
+    fields = {name: part for name, part in form if isinstance(part, str)}
+    if names is not None:
+        files = _in_order(files, names)
+    _check_count(len(files), max_images)
+    return [data for _, data in files], fields
+
+
+def _in_order(files: list[tuple[str, bytes]], names: tuple[str, ...]) -> list[tuple[str, bytes]]:
+    """Sort the files of a form by the names that are expected; other names keep their order."""
+    if {name for name, _ in files} == set(names):
+        return sorted(files, key=lambda file: names.index(file[0]))
+    return files
+
+
+def _read_json(
+    body: bytes, max_images: int, names: tuple[str, ...] | None
+) -> tuple[list[bytes | ServiceError], Fields]:
+    """Take images and options from a JSON object."""
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidJson(f"the body is not JSON: {str(error)[:100]}") from error
+    if not isinstance(fields, dict):
+        raise InvalidJson("the body is not a JSON object")
+    if names is None:
+        sources = fields.pop("images", None)
+        if not isinstance(sources, list):
+            raise InvalidRequest('expected a list of images, {"images": [...]}', field="images")
+    else:
+        sources = [fields.pop(name, None) for name in names]
+        if None in sources:
+            missing = names[sources.index(None)]
+            raise InvalidRequest("expected an image", field=missing)
+    _check_count(len(sources), max_images)
+    return [_read_source(source) for source in sources], fields
+
+
+def _read_source(source: object) -> bytes | ServiceError:
+    """Take one image of a JSON body; what is wrong with it concerns this image alone."""
+    if not isinstance(source, dict) or len(source) != 1:
+        return InvalidRequest('an image is {"base64": ...}, {"data_uri": ...} or {"url": ...}')
+    ((form, text),) = source.items()
+    if form == "url":
+        return UrlsDisabled("this service fetches no addresses; send the image itself")
+    if form not in ("base64", "data_uri") or not isinstance(text, str):
+        return InvalidRequest('an image is {"base64": ...}, {"data_uri": ...} or {"url": ...}')
+    if form == "data_uri":
+        prefix = DATA_URI.match(text)
+        if prefix is None:
+            return InvalidBase64("a data URI is data:image/...;base64,...")
+        text = text[prefix.end() :]
+    try:
+        return pybase64.b64decode(text, validate=True) or UndecodableImage("image is empty")
+    except ValueError:  # binascii.Error and non-ASCII text
+        return InvalidBase64("not base64")
+
+
+def _check_count(count: int, max_images: int) -> None:
+    """Refuse no images and too many."""
+    if count == 0:
+        raise InvalidRequest("no image; expected at least one")
+    if count > max_images:
+        raise _too_many(max_images)
+
+
+def _too_many(max_images: int) -> BatchTooLarge:
+    """Say how many images a request may hold."""
+    return BatchTooLarge(f"at most {max_images} images a request are accepted", limit=max_images)
+
+
+def _shown(name: str) -> str:
+    """Give a field's name as an error may show it: short, and nothing but a name."""
+    return name[:64] if re.fullmatch(r"[\w.\[\]-]+", name, re.ASCII) else "?"
+
+
+class _MemoryParser(MultiPartParser):
+    """Starlette's parser, writing nothing to disk: the body is bounded already."""
+
+    spool_max_size = 0  # SpooledTemporaryFile: never roll over
