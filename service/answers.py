@@ -33,8 +33,10 @@ def embeddings(info: ModelInfo, batch: Batch, options: EmbedOptions, *, as_npy: 
     length = options.dimensions or info.outputs[options.output][0]
 
     def vector(item: Inferred) -> NDArray[np.float32]:
-        kept = item.arrays[options.output][:length]
-        return normalize(kept) if options.normalize else kept
+        if not options.normalize:
+            return item.arrays[options.output][:length]
+        unit = item.unit[options.output]
+        return unit if options.dimensions is None else normalize(unit[:length])
 
     if as_npy:
         return _npy(batch, vector, (length,), options.encoding_format)

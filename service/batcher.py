@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract import OUTPUTS, Output
+from service.encoding import normalize
 from service.errors import DeadlineExceeded, Overloaded, ServiceError
 from service.metrics import Metrics
 from service.preprocess import Preprocessed
@@ -34,9 +35,18 @@ Prepare = Callable[[], Preprocessed]
 
 
 class Inferred(NamedTuple):
-    """What became of one image: its arrays, without the batch axis, and what made them."""
+    """What became of one image.
+
+    Attributes:
+        arrays: What the engine gave, without the batch axis.
+        unit: Those of them that are one vector an image, divided by their L2 norm. Made here for a
+            whole batch: on the event loop NumPy would let go of the interpreter lock, and every
+            call would stand in line behind the decoders to get it back.
+        prepared: What the arrays were made from.
+    """
 
     arrays: Arrays
+    unit: Arrays
     prepared: Preprocessed
 
 
@@ -245,7 +255,13 @@ class Batcher:
             return
         self._metrics.inference_seconds.observe(time.perf_counter() - started)
         self._metrics.batch_images.observe(len(batch))
-        self._answer([(*item[:2], _result_of(item, row, arrays)) for row, item in enumerate(batch)])
+        unit = {name: normalize(array) for name, array in arrays.items() if array.ndim == 2}
+        self._answer(
+            [
+                (item.ticket, item.position, _result_of(item, row, arrays, unit))
+                for row, item in enumerate(batch)
+            ]
+        )
 
     def _answer(self, answers: list[Answer]) -> None:
         """Carry results over to the event loop, all in one call."""
@@ -266,9 +282,14 @@ class Batcher:
                 ticket.future.set_result(ticket.results)
 
 
-def _result_of(item: Item, row: int, arrays: Arrays) -> Inferred:
+def _result_of(item: Item, row: int, arrays: Arrays, unit: Arrays) -> Inferred:
     """Cut one image's arrays out of the batch's."""
-    return Inferred({name: arrays[name][row] for name in item.ticket.outputs}, item.prepared)
+    wanted = item.ticket.outputs
+    return Inferred(
+        {name: array[row] for name, array in arrays.items() if name in wanted},
+        {name: array[row] for name, array in unit.items() if name in wanted},
+        item.prepared,
+    )
 
 
 def _threads(target: Callable[[], None], count: int) -> list[threading.Thread]:

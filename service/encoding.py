@@ -20,7 +20,7 @@ Encoding = Literal["float", "base64", "base64_f16"]
 def encode_array(array: NDArray[np.float32], encoding: Encoding) -> NDArray[np.float32] | str:
     """Give an array as what `to_json` accepts: itself for JSON floats, else base64 text."""
     if encoding == "float":
-        return np.ascontiguousarray(array, np.float32)
+        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
     dtype = "<f4" if encoding == "base64" else "<f2"
     return pybase64.b64encode_as_string(np.ascontiguousarray(array, dtype).data)
 

@@ -69,9 +69,8 @@ def _choose_device(settings: Settings) -> Literal["cuda", "cpu"]:
             raise ModelError("OpenVINO serves CPUs here; ESVIT_DEVICE=cuda wants onnxruntime")
         if not has_cuda():
             raise ModelError(
-                "ESVIT_DEVICE=cuda, but ONNX Runtime finds no CUDA device: is there a GPU, is it "
-                "passed into the container, is the extra 'gpu' installed? ESVIT_DEVICE=auto falls "
-                "back to the CPU"
+                "ESVIT_DEVICE=cuda, but the driver shows no CUDA device: is there a GPU, is it "
+                "passed into the container? ESVIT_DEVICE=auto falls back to the CPU"
             )
         return "cuda"
     if settings.device == "auto" and settings.engine != "openvino" and has_cuda():

@@ -5,6 +5,7 @@ threads. So one session of one thread is called by as many runners as there are 
 an image; and a second session of all threads answers an image that comes alone, in half the time.
 """
 
+import ctypes
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,15 +22,34 @@ CUDA_MAX_BATCH = 32
 
 
 def has_cuda() -> bool:
-    """Tell whether ONNX Runtime can run on a CUDA device here."""
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+    """Tell whether there is a CUDA device: asks the driver, so that without one nothing is loaded.
+
+    Raises:
+        ModelError: if there is a device, but ONNX Runtime cannot use it.
+    """
+    if not _count_cuda_devices():
         return False
     onnxruntime.preload_dlls()
     try:
         onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", 0)
-    except Exception:  # whatever the driver or a missing library raises: no usable device
-        return False
+    except Exception as error:  # whatever ONNX Runtime raises for a missing library
+        raise ModelError(
+            f"there is a CUDA device, but ONNX Runtime cannot use it: {error}; is the extra 'gpu' "
+            "installed? ESVIT_DEVICE=cpu does without"
+        ) from error
     return True
+
+
+def _count_cuda_devices() -> int:
+    """Ask the CUDA driver how many devices there are; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
 
 
 class OnnxRuntimeEngine:

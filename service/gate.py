@@ -6,9 +6,9 @@ microseconds: it is plain ASGI, not Starlette's middleware class.
 
 import asyncio
 import logging
+import random
 import re
 import time
-import uuid
 from typing import NamedTuple
 
 from starlette.datastructures import Headers
@@ -105,7 +105,9 @@ class _Passage:
         self._deadline = asyncio.get_running_loop().time() + gate.limits.timeout_s
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        self.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self.request_id = (
+            given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+        )
         self._declared = headers.get("content-length", "")
         self.num_bytes = 0
         self.status = 500

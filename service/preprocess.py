@@ -1,7 +1,7 @@
 """An image becomes the model's pixels, with the geometry that leads back to the picture.
 
-The resize is the published evaluation's: Pillow's antialiased bicubic. It is done straight to the
-model's square by giving Pillow the source box of the crop, which samples the very positions that
+The resize is the published evaluation's, antialiased bicubic. It is done straight to the model's
+square from the box on the picture that becomes the crop, which samples the very positions that
 "resize the shorter side, then cut the centre" samples, without computing what is cut away.
 """
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from service.contract import PreprocessSpec
 from service.images import DecodedImage
+from service.resample import resample
 
 Fit = Literal["crop", "pad", "stretch"]
 """crop: the centre of the picture (the published evaluation); pad: the whole picture, its sides in
@@ -107,9 +108,7 @@ def preprocess(decoded: DecodedImage, spec: PreprocessSpec, fit: Fit) -> Preproc
         min((geometry.left + spec.crop * geometry.scale_x) * shrink_x, decoded.image.width),
         min((geometry.top + spec.crop * geometry.scale_y) * shrink_y, decoded.image.height),
     )
-    square = (spec.crop, spec.crop)
-    resized = decoded.image.resize(square, Image.Resampling.BICUBIC, box=box)
-    return Preprocessed(np.asarray(resized), geometry)
+    return Preprocessed(np.asarray(resample(decoded.image, (spec.crop, spec.crop), box)), geometry)
 
 
 def _render_padded(
@@ -118,7 +117,7 @@ def _render_padded(
     """Centre the whole image in the square; the border is the mean colour, zero to the model."""
     width = round(geometry.width / geometry.scale_x)
     height = round(geometry.height / geometry.scale_y)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    resized = resample(image, (width, height), (0.0, 0.0, image.width, image.height))
     mean = tuple(round(255 * channel) for channel in spec.mean)
     canvas = Image.new("RGB", (spec.crop, spec.crop), mean)
     canvas.paste(resized, ((spec.crop - width) // 2, (spec.crop - height) // 2))

@@ -1,0 +1,253 @@
+"""How much of the raw engine's speed reaches a client over HTTP.
+
+    python -m benchmarks.serving --engine onnxruntime --model models/swin_tiny_w7.onnx
+    python -m benchmarks.serving --engine openvino --model models/swin_tiny_w7.onnx
+    python -m benchmarks.serving --engine simulated --model models/swin_tiny_w7.onnx
+
+Closed loop: 1, 8 and 32 clients, each sending a 100 KB JPEG and waiting for 768 floats before it
+sends the next. The raw engine is measured in the same run, in a process of its own, over the ways
+to call it; its best is the reference. `simulated` stands in for a GPU: a batch of n images takes
+3 + 0.15 n ms and no CPU, which leaves the serving itself to be seen.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from PIL import Image
+
+from service.parity import PHOTOGRAPHS
+
+IMAGE_SIZE = (500, 375)
+IMAGE_BYTES = 100_000
+
+
+def make_jpeg() -> bytes:
+    """Give a photograph of 500 x 375 as a JPEG of about 100 KB."""
+    picture = Image.open(PHOTOGRAPHS[1]).convert("RGB").resize(IMAGE_SIZE, Image.Resampling.LANCZOS)
+    for quality in range(80, 101):
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality)
+        if buffer.tell() >= IMAGE_BYTES:
+            break
+    return buffer.getvalue()
+
+
+# --- the raw engine -------------------------------------------------------------------------------
+
+
+def raw_speed(engine: str, model: str, seconds: float) -> dict[str, float]:
+    """Measure the engine alone; images/s by way of calling it, and the latency of one image."""
+    ways = onnxruntime_ways(model) if engine == "onnxruntime" else openvino_ways(model)
+    speeds = {}
+    for name, callers, batch, call in ways:
+        speeds[name] = images_per_second(call, callers, batch, seconds)
+    return speeds
+
+
+def onnxruntime_ways(model: str):
+    """One caller with two threads, and a caller a core on a shared session of one thread."""
+    import onnxruntime
+
+    for threads, callers, batch in ((2, 1, 1), (2, 1, 8), (1, 2, 1), (1, 2, 2)):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+        side = session.get_inputs()[0].shape[1]
+        pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8)
+        call = lambda session=session, pixels=pixels: session.run(["embedding"], {"pixels": pixels})
+        yield f"{callers} callers x {threads} threads, batch {batch}", callers, batch, call
+
+
+def openvino_ways(model: str):
+    """One stream of all threads, and a stream a core."""
+    import openvino
+
+    for streams, batch in ((1, 1), (1, 4), (1, 8), (2, 1), (2, 4), (2, 8)):
+        core = openvino.Core()
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16",
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": 2,
+        }
+        compiled = core.compile_model(model, "CPU", options)
+        side = compiled.inputs[0].partial_shape[1].get_length()
+        pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8)
+        local = threading.local()
+
+        def call(compiled=compiled, pixels=pixels, local=local):
+            if not hasattr(local, "request"):
+                local.request = compiled.create_infer_request()
+            local.request.infer({"pixels": pixels}, share_inputs=True, share_outputs=True)
+
+        yield f"{streams} streams, batch {batch}", streams, batch, call
+
+
+def images_per_second(call, callers: int, batch: int, seconds: float) -> float:
+    """Call from so many threads for so long."""
+    call()
+    done = [0] * callers
+    stop = time.perf_counter() + seconds
+
+    def loop(number: int) -> None:
+        call()
+        while time.perf_counter() < stop:
+            call()
+            done[number] += 1
+
+    threads = [threading.Thread(target=loop, args=(number,)) for number in range(callers)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return batch * (sum(done) + callers) / (time.perf_counter() - started)
+
+
+# --- the service ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def running_service(engine: str, model: str) -> Iterator[tuple[int, int]]:
+    """Start the service; give its process id and port."""
+    port = 8765
+    environment = os.environ | {"ESVIT_MODEL": model, "ESVIT_PORT": str(port)}
+    environment["ESVIT_LOG_LEVEL"] = "warning"
+    module = "service"
+    if engine == "simulated":
+        module = "benchmarks.simulated_gpu"
+    else:
+        environment["ESVIT_ENGINE"] = engine
+    process = subprocess.Popen([sys.executable, "-m", module], env=environment)
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1).read()
+                break
+            time.sleep(0.1)
+        yield process.pid, port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(40)
+
+
+async def closed_loop(port: int, jpeg: bytes, clients: int, seconds: float) -> list[float]:
+    """Run so many clients for so long; give the latency of every call in seconds."""
+    head = (
+        "POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
+        f"Content-Length: {len(jpeg)}\r\n\r\n"
+    )
+    request = head.encode() + jpeg
+    latencies: list[float] = []
+    stop = time.perf_counter() + seconds
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while time.perf_counter() < stop:
+            started = time.perf_counter()
+            writer.write(request)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
+            fields = answer.lower().split(b"content-length: ", 1)[1]
+            await reader.readexactly(int(fields.split(b"\r\n", 1)[0]))
+            latencies.append(time.perf_counter() - started)
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return latencies
+
+
+def load(port: int, clients: int, seconds: float) -> None:
+    """Be the clients, in a process of their own; print the latencies as JSON."""
+    import uvloop
+
+    jpeg = make_jpeg()
+    uvloop.run(closed_loop(port, jpeg, clients, min(1.0, seconds)))
+    started = time.perf_counter()
+    latencies = uvloop.run(closed_loop(port, jpeg, clients, seconds))
+    print(json.dumps({"seconds": time.perf_counter() - started, "latencies": latencies}))
+
+
+def memory_mb(pid: int) -> float:
+    """Give the proportional set size of a process in MB."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Give the processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def in_own_process(*arguments: str) -> dict:
+    """Run a part of this benchmark by itself and read its JSON."""
+    command = [sys.executable, "-m", "benchmarks.serving", *arguments]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Measure raw engine and service in one run and print the table."""
+    shared = ["--engine", arguments.engine, "--model", arguments.model]
+    shared += ["--seconds", str(arguments.seconds)]
+    best = float("nan")
+    if arguments.engine != "simulated":
+        speeds = in_own_process("--part", "raw", *shared)
+        for name, speed in speeds.items():
+            print(f"raw {name}: {speed:.1f} images/s")
+        best = max(speeds.values())
+    print("clients  images/s  of raw  p50 ms  p99 ms  PSS MB  CPU ms/image")
+    with running_service(arguments.engine, arguments.model) as (pid, port):
+        for clients in arguments.clients:
+            before = cpu_seconds(pid)
+            result = in_own_process(
+                "--part", "load", "--port", str(port), "--clients", str(clients), *shared
+            )
+            latencies = sorted(result["latencies"])
+            speed = len(latencies) / result["seconds"]
+            cost = (cpu_seconds(pid) - before) / len(latencies) * 1e3
+            cost *= result["seconds"] / (result["seconds"] + 1.0)  # the warm-up's share
+            print(
+                f"{clients:7d} {speed:9.1f} {speed / best:7.2f} {1e3 * median(latencies):7.1f} "
+                f"{1e3 * latencies[int(0.99 * len(latencies))]:7.1f} {memory_mb(pid):7.0f} "
+                f"{cost:10.2f}"
+            )
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--engine", choices=("onnxruntime", "openvino", "simulated"), required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--part", choices=("raw", "load"), help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part == "raw":
+        print(json.dumps(raw_speed(arguments.engine, arguments.model, arguments.seconds)))
+    elif arguments.part == "load":
+        load(arguments.port, arguments.clients[0], arguments.seconds)
+    else:
+        for _ in range(arguments.rounds):
+            compare(arguments)
+
+
+if __name__ == "__main__":
+    main()
