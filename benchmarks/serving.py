@@ -68,7 +68,10 @@ def onnxruntime_ways(model: str):
         session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
         side = session.get_inputs()[0].shape[1]
         pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8)
-        call = lambda session=session, pixels=pixels: session.run(["embedding"], {"pixels": pixels})
+
+        def call(session=session, pixels=pixels):
+            session.run(["embedding"], {"pixels": pixels})
+
         yield f"{callers} callers x {threads} threads, batch {batch}", callers, batch, call
 
 
@@ -231,7 +234,9 @@ def compare(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--engine", choices=("onnxruntime", "openvino", "simulated"), required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])

@@ -22,6 +22,7 @@ class SimulatedGpu:
     precision = "fp32"
     num_runners = 1
     max_batch = 32
+    patience_s = 0.0
 
     def __init__(self, info: ModelInfo) -> None:
         """Take the shapes of the outputs from a model file."""

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from service import correspond
 from service.attention import attention_maps, render_heatmap, render_overlay
-from service.batcher import Inferred
 from service.contract import ModelInfo
 from service.encoding import Encoding, encode_array, normalize, to_json, to_npy
 from service.errors import PointOutOfBounds
 from service.pipeline import Batch
 from service.regions import cells_to_source, is_visible, region_boxes, source_to_cells
 from service.schemas import AttentionOptions, CorrespondOptions, EmbedOptions, RegionsOptions
+from service.tickets import Inferred
 
 NPY = "application/x-npy"
 

@@ -3,7 +3,9 @@
 An image passes two rooms. In the first, as many threads as cores decode and resize. In the second,
 as many runners as the engine is fastest with wait for decoded images: a runner that becomes free
 takes what is there, up to the engine's batch, at once. So an idle service answers one image without
-delay, and a busy one fills its batches while the last ones run; there is no delay to tune.
+delay, and a busy one fills its batches while the last ones run; there is no delay to tune. Where a
+run has a fixed cost and shares the cores with the decoders (OpenVINO), a runner lets the decoders
+finish what they have in hand first: the cores are not idle then, and a burst becomes one batch.
 
 An image whose caller has left or whose deadline has passed is dropped wherever it stands. The
 answer to a whole batch crosses to the event loop in one call.
@@ -25,108 +27,55 @@ from service.contract import OUTPUTS, Output
 from service.encoding import normalize
 from service.errors import DeadlineExceeded, Overloaded, ServiceError
 from service.metrics import Metrics
-from service.preprocess import Preprocessed
+from service.tickets import Answer, Arrays, Item, Job, Prepare, Result, Ticket, cut_out
 
 logger = logging.getLogger(__name__)
 
-Arrays = dict[Output, NDArray[np.float32]]
+POLL_S = 0.0005
+"""How often a patient runner looks whether the decoders have finished."""
+
 Infer = Callable[[NDArray[np.uint8], Sequence[Output]], Arrays]
-Prepare = Callable[[], Preprocessed]
 
 
-class Inferred(NamedTuple):
-    """What became of one image.
+class Sizes(NamedTuple):
+    """How wide the rooms are.
 
     Attributes:
-        arrays: What the engine gave, without the batch axis.
-        unit: Those of them that are one vector an image, divided by their L2 norm. Made here for a
-            whole batch: on the event loop NumPy would let go of the interpreter lock, and every
-            call would stand in line behind the decoders to get it back.
-        prepared: What the arrays were made from.
+        num_decoders: How many threads decode.
+        num_runners: How many threads call the engine.
+        max_batch: How many images one call of the engine gets at most.
+        max_queue_images: How many images may be accepted and not yet answered.
+        patience_s: How long a runner waits for images that are just being decoded.
     """
 
-    arrays: Arrays
-    unit: Arrays
-    prepared: Preprocessed
-
-
-Result = Inferred | ServiceError
-
-
-class Ticket:
-    """One request's images on their way; `future` is done when the last one has its result."""
-
-    def __init__(
-        self,
-        num_images: int,
-        outputs: Sequence[Output],
-        deadline: float,
-        future: asyncio.Future[list[Result]],
-    ) -> None:
-        self.outputs = frozenset(outputs)
-        self.deadline = deadline
-        self.future = future
-        self.is_abandoned = False
-        self.num_missing = num_images
-        self.results: list[Result] = [DeadlineExceeded("not answered in time")] * num_images
-
-    def is_pointless(self) -> bool:
-        """Tell whether nobody waits for the answer any more."""
-        return self.is_abandoned or time.monotonic() > self.deadline
-
-
-class Job(NamedTuple):
-    """One image of a ticket, not yet decoded."""
-
-    ticket: Ticket
-    position: int
-    prepare: Prepare
-
-
-class Item(NamedTuple):
-    """One image of a ticket, decoded and waiting for a runner."""
-
-    ticket: Ticket
-    position: int
-    prepared: Preprocessed
-    decoded_at: float
-
-
-Answer = tuple[Ticket, int, Result | None]
-"""Ticket, position and result of one image; None where it was dropped."""
+    num_decoders: int
+    num_runners: int
+    max_batch: int
+    max_queue_images: int
+    patience_s: float = 0.0
 
 
 class Batcher:
     """Runs images through an engine on behalf of many concurrent requests."""
 
-    def __init__(
-        self,
-        infer: Infer,
-        *,
-        num_runners: int,
-        max_batch: int,
-        num_decoders: int,
-        max_queue_images: int,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, infer: Infer, sizes: Sizes, metrics: Metrics) -> None:
         """Set up; `start` starts the threads.
 
         Args:
             infer: Gives the asked outputs for (B, S, S, 3) uint8 pixels.
-            num_runners: How many threads call `infer`.
-            max_batch: How many images one call of `infer` gets at most.
-            num_decoders: How many threads decode.
-            max_queue_images: How many images may be accepted and not yet answered.
+            sizes: How wide the rooms are.
             metrics: Where to count.
         """
         self._infer = infer
-        self._max_batch = max_batch
-        self._max_queue_images = max_queue_images
+        self._sizes = sizes
         self._metrics = metrics
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._items: SimpleQueue[Item | None] = SimpleQueue()
-        self._decoders = _threads(self._decode_forever, num_decoders)
-        self._runners = _threads(self._run_forever, num_runners)
+        self._is_decoding = [False] * sizes.num_decoders
+        self._decoders = [
+            _thread(self._decode_forever, number) for number in range(sizes.num_decoders)
+        ]
+        self._runners = [_thread(self._run_forever, number) for number in range(sizes.num_runners)]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._num_accepted = 0
         metrics.queued.set_function(self._items.qsize)
@@ -142,10 +91,12 @@ class Batcher:
         """Let the threads finish what was accepted, then end them."""
         for _ in self._decoders:
             self._jobs.put(None)
-        _join(self._decoders)
+        for thread in self._decoders:
+            thread.join()
         for _ in self._runners:
             self._items.put(None)
-        _join(self._runners)
+        for thread in self._runners:
+            thread.join()
 
     def admit(self, num_images: int) -> None:
         """Refuse what would not fit.
@@ -153,10 +104,10 @@ class Batcher:
         Raises:
             Overloaded: if too many images are on their way already.
         """
-        if self._num_accepted + num_images > self._max_queue_images:
+        if self._num_accepted + num_images > self._sizes.max_queue_images:
+            limit = self._sizes.max_queue_images
             raise Overloaded(
-                f"{self._num_accepted} images are waiting; at most {self._max_queue_images} may",
-                limit=self._max_queue_images,
+                f"{self._num_accepted} images are waiting; at most {limit} may", limit=limit
             )
 
     async def submit(
@@ -191,32 +142,38 @@ class Batcher:
         finally:
             ticket.is_abandoned = True
 
-    def _decode_forever(self) -> None:
+    def _decode_forever(self, number: int) -> None:
         """Decode jobs until told to stop."""
         while (job := self._jobs.get()) is not None:
-            ticket, position, prepare = job
-            if ticket.is_pointless():
-                self._answer([(ticket, position, None)])
-                continue
-            started = time.perf_counter()
-            try:
-                prepared = prepare()
-            except ServiceError as error:
-                self._answer([(ticket, position, error)])
-            except Exception:  # a bug in decoding one image must not end the thread
-                logger.exception("decoding failed")
-                self._answer([(ticket, position, ServiceError("internal error"))])
-            else:
-                decoded_at = time.perf_counter()
-                self._metrics.decode_seconds.observe(decoded_at - started)
-                self._items.put(Item(ticket, position, prepared, decoded_at))
+            self._is_decoding[number] = True
+            self._decode(job)
+            self._is_decoding[number] = False
 
-    def _run_forever(self) -> None:
+    def _decode(self, job: Job) -> None:
+        """Decode one job and hand it to the runners, or answer why not."""
+        ticket, position, prepare = job
+        if ticket.is_pointless():
+            self._answer([(ticket, position, None)])
+            return
+        started = time.perf_counter()
+        try:
+            prepared = prepare()
+        except ServiceError as error:
+            self._answer([(ticket, position, error)])
+        except Exception:  # a bug in decoding one image must not end the thread
+            logger.exception("decoding failed")
+            self._answer([(ticket, position, ServiceError("internal error"))])
+        else:
+            decoded_at = time.perf_counter()
+            self._metrics.decode_seconds.observe(decoded_at - started)
+            self._items.put(Item(ticket, position, prepared, decoded_at))
+
+    def _run_forever(self, _: int) -> None:
         """Run what is there, up to a batch, until told to stop."""
         while (first := self._items.get()) is not None:
             live: list[Item] = []
             gone: list[Answer] = []
-            for item in (first, *self._take(self._max_batch - 1)):
+            for item in (first, *self._take(self._sizes.max_batch - 1)):
                 if item.ticket.is_pointless():
                     gone.append((item.ticket, item.position, None))
                 else:
@@ -227,16 +184,29 @@ class Batcher:
                 self._run(live)
 
     def _take(self, most: int) -> list[Item]:
-        """Take what waits, without waiting for more."""
+        """Take what waits, and what the decoders have in hand if they are quick."""
         taken: list[Item] = []
-        with contextlib.suppress(Empty):
-            while len(taken) < most:
+        until = time.monotonic() + self._sizes.patience_s
+        while len(taken) < most:
+            try:
                 item = self._items.get_nowait()
-                if item is None:  # the end is for `_run_forever` to see
-                    self._items.put(None)
+            except Empty:
+                if not self._wait_for_decoders(until):
                     break
-                taken.append(item)
+                continue
+            if item is None:  # the end is for `_run_forever` to see
+                self._items.put(None)
+                break
+            taken.append(item)
         return taken
+
+    def _wait_for_decoders(self, until: float) -> bool:
+        """Wait a moment if something is being decoded; False if there is nothing to wait for."""
+        is_busy = any(self._is_decoding) or not self._jobs.empty()
+        if not is_busy or time.monotonic() >= until:
+            return False
+        time.sleep(POLL_S)
+        return True
 
     def _run(self, batch: list[Item]) -> None:
         """Run one batch and answer it."""
@@ -258,7 +228,7 @@ class Batcher:
         unit = {name: normalize(array) for name, array in arrays.items() if array.ndim == 2}
         self._answer(
             [
-                (item.ticket, item.position, _result_of(item, row, arrays, unit))
+                (item.ticket, item.position, cut_out(item, row, arrays, unit))
                 for row, item in enumerate(batch)
             ]
         )
@@ -282,26 +252,7 @@ class Batcher:
                 ticket.future.set_result(ticket.results)
 
 
-def _result_of(item: Item, row: int, arrays: Arrays, unit: Arrays) -> Inferred:
-    """Cut one image's arrays out of the batch's."""
-    wanted = item.ticket.outputs
-    return Inferred(
-        {name: array[row] for name, array in arrays.items() if name in wanted},
-        {name: array[row] for name, array in unit.items() if name in wanted},
-        item.prepared,
-    )
-
-
-def _threads(target: Callable[[], None], count: int) -> list[threading.Thread]:
-    """Make threads that do not keep the process alive."""
-    name = target.__name__.strip("_")
-    return [
-        threading.Thread(target=target, name=f"{name}-{number}", daemon=True)
-        for number in range(count)
-    ]
-
-
-def _join(threads: list[threading.Thread]) -> None:
-    """Wait for threads to end."""
-    for thread in threads:
-        thread.join()
+def _thread(target: Callable[[int], None], number: int) -> threading.Thread:
+    """Make a thread that does not keep the process alive."""
+    name = f"{target.__name__.strip('_')}-{number}"
+    return threading.Thread(target=target, args=(number,), name=name, daemon=True)

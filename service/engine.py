@@ -33,6 +33,7 @@ class Engine(Protocol):
         precision: The arithmetic really in use.
         num_runners: How many threads should call `run` at once.
         max_batch: How many images a call should have at most.
+        patience_s: How long a runner should wait for images that are just being decoded.
     """
 
     name: str
@@ -40,11 +41,12 @@ class Engine(Protocol):
     precision: str
     num_runners: int
     max_batch: int
+    patience_s: float
 
     def run(
         self, pixels: NDArray[np.uint8], outputs: Sequence[Output]
     ) -> dict[Output, NDArray[np.float32]]:
-        """Give the asked outputs for (B, H, W, 3) pixels; may be called from several threads."""
+        """Give the asked outputs for (B, H, W, 3) pixels, called by `num_runners` threads."""
 
 
 def load_engine(settings: Settings, info: ModelInfo) -> Engine:

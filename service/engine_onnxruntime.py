@@ -56,6 +56,7 @@ class OnnxRuntimeEngine:
     """The model file in ONNX Runtime; see `service.engine.Engine`."""
 
     name = "onnxruntime"
+    patience_s = 0.0
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from service.batcher import Batcher, Inferred, Prepare, Result
+from service.batcher import Batcher, Sizes
 from service.contract import ModelInfo, Output, PreprocessSpec
 from service.engine import Engine
 from service.errors import ServiceError
@@ -12,6 +12,7 @@ from service.images import ImageLimits, decode
 from service.metrics import Metrics
 from service.preprocess import Fit, Preprocessed, least_side, preprocess
 from service.settings import Settings
+from service.tickets import Inferred, Prepare, Result
 
 
 class Batch(NamedTuple):
@@ -38,11 +39,14 @@ class Pipeline:
         self.metrics.model.labels(info.name, engine.name, engine.provider, engine.precision).set(1)
         self.batcher = Batcher(
             engine.run,
-            num_runners=engine.num_runners,
-            max_batch=engine.max_batch,
-            num_decoders=settings.num_threads,
-            max_queue_images=settings.max_queue_images,
-            metrics=self.metrics,
+            Sizes(
+                num_decoders=settings.num_threads,
+                num_runners=engine.num_runners,
+                max_batch=engine.max_batch,
+                max_queue_images=settings.max_queue_images,
+                patience_s=engine.patience_s,
+            ),
+            self.metrics,
         )
         self.is_draining = False
 
