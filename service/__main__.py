@@ -5,7 +5,9 @@ served.
 """
 
 import logging
+import socket
 import sys
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -14,7 +16,10 @@ from pydantic import ValidationError
 
 from service.app import create_app
 from service.errors import ModelError
+from service.parity import PHOTOGRAPHS
 from service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75
 """Longer than the minute that load balancers keep idle connections."""
@@ -22,6 +27,15 @@ KEEP_ALIVE_S = 75
 
 class Server(uvicorn.Server):
     """Uvicorn that tells the application when a shutdown begins, and ends it with exit code 0."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say what to try first."""
+        await super().startup(sockets)
+        port = self.servers[0].sockets[0].getsockname()[1]
+        picture = PHOTOGRAPHS[0]
+        if picture.is_relative_to(Path.cwd()):
+            picture = picture.relative_to(Path.cwd())
+        logger.info("try: curl -F file=@%s http://127.0.0.1:%d/embed", picture, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal: not ready any more, finish what was accepted, end."""

@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.images import ImageLimits
@@ -19,7 +19,9 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 class Settings(BaseSettings):
     """Settings from keyword arguments or the environment; `max_images` is `ESVIT_MAX_IMAGES`."""
 
-    model_config = SettingsConfigDict(env_prefix="ESVIT_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="ESVIT_", env_ignore_empty=True, extra="forbid", frozen=True
+    )
 
     model: Path = Field(DEFAULT_MODEL, description="model file, as trainer.export_onnx writes it")
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -45,6 +47,16 @@ class Settings(BaseSettings):
         30, ge=1, description="seconds to finish accepted calls at the end"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="verbosity")
+
+    @model_validator(mode="after")
+    def _queue_holds_a_request(self) -> Self:
+        """A request of the largest size must fit into the queue, or it could never be served."""
+        if self.max_queue_images < self.max_images:
+            raise ValueError(
+                f"max_queue_images is {self.max_queue_images}, expected at least max_images "
+                f"({self.max_images})"
+            )
+        return self
 
     @property
     def num_threads(self) -> int:

@@ -1,0 +1,51 @@
+# Every target does its own set-up on a fresh machine: it needs Python 3.11 or newer, nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := esvit trainer service benchmarks tests
+
+.PHONY: help install serve model format lint types check test test-all coverage clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/serve: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/dev: .venv/serve
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	touch $@
+
+install: .venv/dev  ## everything, for working on the project
+
+serve: .venv/serve  ## the service on 127.0.0.1:8000 with the default model; needs no torch
+	$(BIN)/python -m service
+
+model: .venv/dev  ## make the default model again
+	$(BIN)/python -m trainer.export_onnx --untrained --arch swin_nano_w7 --seed 0 --out service/models/default.onnx
+
+format: .venv/dev  ## format the sources
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+lint: .venv/dev  ## formatting and rules
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+
+types: .venv/dev  ## static types
+	$(BIN)/mypy --strict
+
+check: lint types  ## lint and types
+
+test: check  ## lint, types and the fast tests
+	$(BIN)/python -m pytest
+
+test-all: check  ## the slow tests as well
+	$(BIN)/python -m pytest -m "not gpu"
+
+coverage: .venv/dev  ## branch coverage of esvit and service
+	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term-missing:skip-covered
+
+clean:  ## remove what the targets made
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
