@@ -120,3 +120,11 @@ def backbone_config(name: str) -> BackboneConfig:
     if name not in BACKBONES:
         raise ValueError(f"backbone is {name!r}, expected one of {', '.join(BACKBONES)}")
     return BACKBONES[name]
+
+
+def backbone_name(config: BackboneConfig) -> str | None:
+    """Name the row that a config equals but for its drop path, or None."""
+    for name, row in BACKBONES.items():
+        if replace(config, drop_path=row.drop_path) == row:
+            return name
+    return None
