@@ -98,7 +98,7 @@ _LARGE = BackboneConfig(dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)
 
 BACKBONES: dict[str, BackboneConfig] = {
     "swin_nano_w7": BackboneConfig(
-        dim=32, depths=(2, 2, 2, 1), num_heads=(2, 4, 8, 16), drop_path=0.0
+        dim=32, depths=(2, 2, 2, 1), num_heads=(2, 4, 8, 16), mlp_ratio=3.0, drop_path=0.0
     ),
     "swin_tiny_w7": BackboneConfig(),
     "swin_tiny_w14": BackboneConfig(window=14),

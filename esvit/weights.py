@@ -181,7 +181,9 @@ def _unpickle(path: Path) -> Any:  # whatever the file holds
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(f"{path}: refused, it would run {found[1]}") from error
-        raise ValueError(f"{path}: not a readable checkpoint: {_first_line(error)}") from error
+        # What torch says of a file that is no pickle at all is advice to read it unsafely.
+        reason = "no pickle" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
+        raise ValueError(f"{path}: not a readable checkpoint: {reason}") from error
 
 
 def _check_fit(weights: Weights) -> None:

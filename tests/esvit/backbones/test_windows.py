@@ -73,8 +73,14 @@ def test_map_of_one_window_needs_no_mask():
 def test_shifted_map_of_four_by_four_by_hand():
     layout = layout_of(Windows(2, 1), 4, 4, CPU)
     assert layout.slots.tolist() == [[5, 6, 9, 10], [7, 4, 11, 8], [13, 14, 1, 2], [15, 12, 3, 0]]
-    hidden = (layout.mask[:, 0] == -100).sum((1, 2)).tolist()
+    hidden = (layout.mask[:, 0] < 0).sum((1, 2)).tolist()
     assert hidden == [0, 8, 8, 12]  # of 16 pairs: all adjacent, two columns, two rows, four corners
+
+
+def test_hidden_positions_get_zero_and_no_subnormal_number():
+    layout = layout_of(Windows(2, 1), 4, 4, CPU)
+    weights = layout.mask.softmax(-1)
+    assert weights[weights > 0].min() == 0.25
 
 
 def test_relative_position_of_two_by_two_by_hand():
