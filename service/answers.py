@@ -28,6 +28,10 @@ POSITION_DECIMALS = 3
 """Digits after the point of positions in pixels."""
 
 
+SCORE_DECIMALS = 6
+"""Digits after the point of cosines: all that float32 holds."""
+
+
 def embeddings(info: ModelInfo, batch: Batch, options: EmbedOptions, *, as_npy: bool) -> Response:
     """Answer `POST /embed`."""
     length = options.dimensions or info.outputs[options.output][0]
@@ -91,7 +95,7 @@ def correspondences(
                 matches.query,
                 source.round(POSITION_DECIMALS).tolist(),
                 target.round(POSITION_DECIMALS).tolist(),
-                matches.score.tolist(),
+                [round(score, SCORE_DECIMALS) for score in matches.score.tolist()],
                 matches.mutual.tolist(),
                 strict=True,
             )

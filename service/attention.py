@@ -95,9 +95,7 @@ def picture_size(geometry: Geometry) -> tuple[int, int]:
 def _heat_on_picture(
     weights: NDArray[np.float32], geometry: Geometry, side: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Stretch a map to [0, 1] and lay it over the picture: heat and where the model looked."""
-    low, high = float(weights.min()), float(weights.max())
-    scaled = (weights - low) / max(high - low, 1e-12)
+    """Lay a map over the picture, stretched to [0, 1]: the heat, and where the model looked."""
     width, height = picture_size(geometry)
     # Sampling positions in cells of the map, from the centres of the picture's pixels.
     x = (np.arange(width) + 0.5) * geometry.width / width
@@ -106,14 +104,19 @@ def _heat_on_picture(
     column = (x - geometry.left) / geometry.scale_x * columns / side
     row = (y - geometry.top) / geometry.scale_y * rows / side
     seen = ((row >= 0) & (row < rows))[:, None] & ((column >= 0) & (column < columns))[None, :]
-    heat = _linear_weights(row, rows) @ scaled @ _linear_weights(column, columns).T
-    return heat.astype(np.float32), seen
+    heat = _spline_weights(row, rows) @ weights @ _spline_weights(column, columns).T
+    low, high = float(heat.min()), float(heat.max())
+    return ((heat - low) / max(high - low, 1e-12)).astype(np.float32), seen
 
 
-def _linear_weights(positions: NDArray[np.float64], cells: int) -> NDArray[np.float64]:
-    """Give the (N, cells) matrix that interpolates linearly between the centres of cells."""
+def _spline_weights(positions: NDArray[np.float64], cells: int) -> NDArray[np.float64]:
+    """Give the (N, cells) matrix that draws a smooth cubic B-spline over the centres of cells."""
     distance = np.abs(np.clip(positions - 0.5, 0, cells - 1)[:, None] - np.arange(cells))
-    return np.maximum(0.0, 1.0 - distance)
+    near = 2 / 3 - distance**2 + distance**3 / 2
+    far = np.maximum(2 - distance, 0.0) ** 3 / 6
+    weights = np.where(distance < 1, near, far)
+    normed: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+    return normed
 
 
 def _colour(heat: NDArray[np.float32]) -> NDArray[np.uint8]:
