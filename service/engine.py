@@ -3,6 +3,8 @@
 An engine runs the model file: uint8 pixels in, named float32 arrays out. Which one is fastest is
 known (README, "Speed"): OpenVINO in bfloat16 on CPUs that have it, ONNX Runtime on CUDA. Whether a
 reduced precision is faithful is asked of real photographs each time a model is loaded.
+
+Each library costs some 40 MB, so only the chosen one is imported.
 """
 
 import logging
@@ -12,16 +14,13 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service import cuda
 from service.contract import OUTPUTS, ModelInfo, Output
-from service.engine_onnxruntime import OnnxRuntimeEngine, has_cuda
-from service.engine_openvino import OpenVinoEngine, supported_precisions
 from service.errors import ModelError
 from service.parity import MIN_COSINE, least_cosines, photograph_pixels
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-Reduced = Literal["bf16", "fp16"]
 
 
 class Engine(Protocol):
@@ -69,13 +68,13 @@ def _choose_device(settings: Settings) -> Literal["cuda", "cpu"]:
     if settings.device == "cuda":
         if settings.engine == "openvino":
             raise ModelError("OpenVINO serves CPUs here; ESVIT_DEVICE=cuda wants onnxruntime")
-        if not has_cuda():
+        if not cuda.count_devices():
             raise ModelError(
                 "ESVIT_DEVICE=cuda, but the driver shows no CUDA device: is there a GPU, is it "
                 "passed into the container? ESVIT_DEVICE=auto falls back to the CPU"
             )
         return "cuda"
-    if settings.device == "auto" and settings.engine != "openvino" and has_cuda():
+    if settings.device == "auto" and settings.engine != "openvino" and cuda.count_devices():
         return "cuda"
     return "cpu"
 
@@ -89,6 +88,8 @@ def _load_onnxruntime(
             f"ESVIT_PRECISION={settings.precision}, but the model file is {info.precision} and "
             "ONNX Runtime computes as the file says; trainer.export_onnx --precision writes others"
         )
+    from service.engine_onnxruntime import OnnxRuntimeEngine
+
     return OnnxRuntimeEngine(
         settings.model,
         device=device,
@@ -100,6 +101,8 @@ def _load_onnxruntime(
 
 def _load_openvino(settings: Settings, info: ModelInfo) -> Engine:
     """Load into OpenVINO at the asked precision, or the fastest that is faithful."""
+    from service.engine_openvino import supported_precisions
+
     supported = supported_precisions()
     if settings.precision != "auto":
         if settings.precision not in supported:
@@ -113,8 +116,10 @@ def _load_openvino(settings: Settings, info: ModelInfo) -> Engine:
     return engine if _is_faithful(engine, settings, info) else _openvino(settings, "fp32")
 
 
-def _openvino(settings: Settings, precision: str) -> OpenVinoEngine:
+def _openvino(settings: Settings, precision: str) -> Engine:
     """Load into OpenVINO at one precision."""
+    from service.engine_openvino import OpenVinoEngine
+
     return OpenVinoEngine(
         settings.model,
         precision=precision,
