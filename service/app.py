@@ -9,7 +9,6 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from service import VERSION
-from service.contract import OUTPUTS
 from service.encoding import to_json
 from service.engine import Engine, load_engine
 from service.errors import ServiceError
@@ -39,7 +38,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     info = read_model_info(settings.model)
     engine = engine or load_engine(settings, info)
     pipeline = Pipeline(settings, info, engine)
-    engine.run(photograph_pixels(info.preprocess)[:1], OUTPUTS)
+    engine.run(photograph_pixels(info.preprocess)[:1], ["embedding"])
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
