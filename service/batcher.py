@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,14 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.0005
 """How often a patient runner looks whether the decoders have finished."""
 
-Infer = Callable[[NDArray[np.uint8], Sequence[Output]], Arrays]
+
+class Infer(Protocol):
+    """What a runner calls: `service.engine.Engine.run`."""
+
+    def __call__(
+        self, pixels: NDArray[np.uint8], outputs: Sequence[Output], *, is_alone: bool
+    ) -> Arrays:
+        """Give the asked outputs for (B, S, S, 3) pixels."""
 
 
 class Sizes(NamedTuple):
@@ -62,7 +69,7 @@ class Batcher:
         """Set up; `start` starts the threads.
 
         Args:
-            infer: Gives the asked outputs for (B, S, S, 3) uint8 pixels.
+            infer: Runs the engine.
             sizes: How wide the rooms are.
             metrics: Where to count.
         """
@@ -216,7 +223,8 @@ class Batcher:
         wanted = frozenset[Output]().union(*(item.ticket.outputs for item in batch))
         outputs = [name for name in OUTPUTS if name in wanted]
         try:
-            arrays = self._infer(np.stack([item.prepared.pixels for item in batch]), outputs)
+            pixels = np.stack([item.prepared.pixels for item in batch])
+            arrays = self._infer(pixels, outputs, is_alone=self._num_accepted == 1)
         except Exception:  # whatever the engine raises, the callers must be told
             logger.exception("inference failed")
             self._answer(

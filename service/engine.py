@@ -43,9 +43,15 @@ class Engine(Protocol):
     patience_s: float
 
     def run(
-        self, pixels: NDArray[np.uint8], outputs: Sequence[Output]
+        self, pixels: NDArray[np.uint8], outputs: Sequence[Output], *, is_alone: bool = False
     ) -> dict[Output, NDArray[np.float32]]:
-        """Give the asked outputs for (B, H, W, 3) pixels, called by `num_runners` threads."""
+        """Give the asked outputs for (B, H, W, 3) pixels, called by `num_runners` threads.
+
+        Args:
+            pixels: The images.
+            outputs: What is asked for.
+            is_alone: No other image is on its way, so all cores may work on this one.
+        """
 
 
 def load_engine(settings: Settings, info: ModelInfo) -> Engine:

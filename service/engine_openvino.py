@@ -66,7 +66,7 @@ class OpenVinoEngine:
         self._plain = self._compile(PLAIN_OUTPUTS)
 
     def run(
-        self, pixels: NDArray[np.uint8], outputs: Sequence[Output]
+        self, pixels: NDArray[np.uint8], outputs: Sequence[Output], *, is_alone: bool = False
     ) -> dict[Output, NDArray[np.float32]]:
         """Give the asked outputs for (B, H, W, 3) pixels; by one thread at a time."""
         request = self._plain if set(outputs) <= set(PLAIN_OUTPUTS) else self._full
