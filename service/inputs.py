@@ -66,7 +66,7 @@ async def read_inputs(
         ServiceError: if the body is not one of the three forms, or holds no image or too many.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    fields: Fields = dict(request.query_params)
+    fields = _once_each(request.query_params.multi_items())
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("compressed bodies are not read; send it as it is")
     if kind == "multipart/form-data":
@@ -78,7 +78,7 @@ async def read_inputs(
         else:
             images, more = [_read_raw(body, kind)], {}
     if twice := fields.keys() & more.keys():
-        raise InvalidRequest("an option is given twice", field=_shown(sorted(twice)[0]))
+        raise _given_twice(sorted(twice)[0])
     return Inputs(images, fields | more)
 
 
@@ -126,13 +126,17 @@ async def _read_multipart(
         max_part_size=MAX_FIELD_BYTES,
     )
     try:
-        form = (await parser.parse()).multi_items()
+        form = await parser.parse()
     except MultiPartException as error:
         if "Too many files" in error.message:
             raise _too_many(max_images) from error
         raise InvalidMultipart(f"not a readable form: {error.message[:120]}") from error
-    files = [(name, await part.read()) for name, part in form if isinstance(part, UploadFile)]
-    fields = {name: part for name, part in form if isinstance(part, str)}
+    except UnicodeError as error:  # a charset that is none
+        raise InvalidMultipart("not a readable form: its charset cannot be read") from error
+    parts = form.multi_items()
+    files = [(name, await part.read()) for name, part in parts if isinstance(part, UploadFile)]
+    await form.close()
+    fields = _once_each([(name, part) for name, part in parts if isinstance(part, str)])
     if names is not None:
         files = _in_order(files, names)
     _check_count(len(files), max_images)
@@ -187,6 +191,21 @@ def _read_source(source: object) -> bytes | ServiceError:
         return pybase64.b64decode(text, validate=True) or UndecodableImage("image is empty")
     except ValueError:  # binascii.Error and non-ASCII text
         return InvalidBase64("not base64")
+
+
+def _once_each(pairs: list[tuple[str, str]]) -> Fields:
+    """Take options by name, none of them twice."""
+    fields: Fields = {}
+    for name, value in pairs:
+        if name in fields:
+            raise _given_twice(name)
+        fields[name] = value
+    return fields
+
+
+def _given_twice(name: str) -> InvalidRequest:
+    """Say which option is given twice."""
+    return InvalidRequest("an option is given twice", field=_shown(name))
 
 
 def _check_count(count: int, max_images: int) -> None:
