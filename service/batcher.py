@@ -141,12 +141,11 @@ class Batcher:
         self._num_accepted += len(prepares)
         for position, prepare in enumerate(prepares):
             self._jobs.put(Job(ticket, position, prepare))
+        expiry = loop.call_later(timeout_s, _expire, ticket.future, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await ticket.future
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from error
+            return await ticket.future
         finally:
+            expiry.cancel()
             ticket.is_abandoned = True
 
     def _decode_forever(self, number: int) -> None:
@@ -258,6 +257,12 @@ class Batcher:
             ticket.num_missing -= 1
             if ticket.num_missing == 0 and not ticket.future.done():
                 ticket.future.set_result(ticket.results)
+
+
+def _expire(future: asyncio.Future[list[Result]], timeout_s: float) -> None:
+    """Give up on a ticket."""
+    if not future.done():
+        future.set_exception(DeadlineExceeded(f"no answer within {timeout_s:g} s"))
 
 
 def _thread(target: Callable[[int], None], number: int) -> threading.Thread:
