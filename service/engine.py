@@ -64,6 +64,24 @@ def load_engine(settings: Settings, info: ModelInfo) -> Engine:
     return engine
 
 
+def warm_up(engine: Engine, info: ModelInfo) -> None:
+    """Run a photograph through an engine and hold what comes out against the model's passport.
+
+    Raises:
+        ModelError: if the engine cannot run the model or gives other outputs than the passport.
+    """
+    try:
+        arrays = engine.run(photograph_pixels(info.preprocess)[:1], OUTPUTS)
+    except Exception as error:  # each engine raises classes of its own
+        raise ModelError(f"the model does not run on {engine.name}: {error}") from error
+    for name, shape in info.outputs.items():
+        if arrays[name].shape != (1, *shape):
+            raise ModelError(
+                f"the model gives {name} {arrays[name].shape}, its passport says {(1, *shape)}; "
+                "export it again with trainer.export_onnx"
+            )
+
+
 def _choose_device(settings: Settings) -> Literal["cuda", "cpu"]:
     """Give the device to use; CUDA that was asked for and is not there is an error."""
     if settings.device == "cuda":
@@ -110,6 +128,7 @@ def _load_openvino(settings: Settings, info: ModelInfo) -> Engine:
     if "bf16" not in supported:
         return _openvino(settings, "fp32")
     engine = _openvino(settings, "bf16")
+    warm_up(engine, info)
     return engine if _is_faithful(engine, settings, info) else _openvino(settings, "fp32")
 
 
