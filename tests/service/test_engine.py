@@ -1,8 +1,10 @@
+import ctypes
 import logging
 from collections.abc import Sequence
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from service import engine as module
@@ -140,6 +142,49 @@ def test_cuda_that_is_asked_for_and_not_there_is_refused(model_path, monkeypatch
 
 def test_cuda_with_openvino_is_refused(model_path):
     assert "wants onnxruntime" in refusal(model_path, device="cuda", engine="openvino")
+
+
+class Driver:
+    """A CUDA driver of so many devices, or one that does not start."""
+
+    def __init__(self, devices: int, status: int = 0) -> None:
+        self.devices, self.status = devices, status
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802  # the driver's own name
+        return self.status
+
+    def cuDeviceGetCount(self, count) -> int:  # noqa: N802  # the driver's own name
+        count._obj.value = self.devices
+        return 0
+
+
+@pytest.mark.parametrize("driver", [Driver(0), Driver(1, status=100)])
+def test_a_driver_without_a_device_is_no_cuda(monkeypatch, driver):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    assert not has_cuda()
+
+
+def test_no_driver_is_no_cuda(monkeypatch):
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert not has_cuda()
+
+
+def test_a_device_that_onnx_runtime_cannot_use_is_refused_with_the_way_out(monkeypatch):
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(1))
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        monkeypatch.setattr(onnxruntime, "OrtValue", None)  # as if its libraries were missing
+    with pytest.raises(ModelError, match="is the extra 'gpu' installed"):
+        has_cuda()
+
+
+@pytest.mark.skipif(has_cuda(), reason="here ONNX Runtime does have CUDA")
+def test_another_provider_than_the_asked_one_is_refused(model_path):
+    with pytest.raises(ModelError, match="asked for CUDAExecutionProvider, but ONNX Runtime chose"):
+        OnnxRuntimeEngine(model_path, device="cuda", precision="fp32", num_threads=1, max_batch=0)
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -12,11 +13,12 @@ import pytest
 
 from service import errors
 from service.app import create_app
+from service.contract import ModelInfo
 from service.errors import ServiceError
 from tests.service.calls import post_form, post_json, post_raw
 from tests.service.pictures import png, scene, to_file
-from tests.service.server import serve
-from tests.service.tiny_model import INFO
+from tests.service.server import read_until, serve
+from tests.service.tiny_model import INFO, write_tiny_model
 
 A = png(scene(36, 36))
 SOON_S = 20.0
@@ -275,7 +277,7 @@ def test_a_body_that_stops_arriving_is_a_timeout(strict):
             b"Content-Length: 100\r\n\r\nhalf"
         )
         connection.settimeout(SOON_S)
-        answer = connection.recv(4096)
+        answer = read_until(connection, b"}}")
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"request_timeout"' in answer
 
@@ -313,7 +315,8 @@ class Engine:
     name, provider, precision = "fake", "fake", "fp32"
     num_runners, max_batch, patience_s = 1, 4, 0.0
 
-    def __init__(self) -> None:
+    def __init__(self, info: ModelInfo = INFO) -> None:
+        self.shapes = info.outputs
         self.num_images: list[int] = []
         self.is_running = threading.Semaphore(0)
         self.may_go_on = threading.Event()
@@ -327,7 +330,7 @@ class Engine:
         if self.fails:
             raise RuntimeError("out of order, at /secret/path")
         wanted = outputs[self.drops :]
-        return {name: np.zeros((len(pixels), *INFO.outputs[name]), np.float32) for name in wanted}
+        return {name: np.zeros((len(pixels), *self.shapes[name]), np.float32) for name in wanted}
 
 
 @pytest.fixture(scope="module")
@@ -415,3 +418,13 @@ def test_a_service_that_is_shutting_down_is_alive_but_not_ready(breakable):
     refused(response, 503, "draining")
     assert response.headers["retry-after"] == "1"
     assert alive.status_code == 200
+
+
+def test_an_architecture_without_attention_says_so(settings, tmp_path):
+    info = replace(INFO, outputs=INFO.outputs | {"attention": (0, 0, 0)})
+    model = write_tiny_model(tmp_path / "model.onnx", info.to_json())
+    app = create_app(settings.model_copy(update={"model": model}), Engine(info))
+    with serve(app) as client:
+        error = refused(post_raw(client, "/attention", A), 422, "invalid_request")
+        assert error["message"] == "tiny_patches has no attention"
+        assert post_raw(client, "/regions", A).status_code == 200

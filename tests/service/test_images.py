@@ -133,11 +133,18 @@ def test_orientations_that_are_none_are_upright(orientation):
 
 
 @pytest.mark.parametrize(
-    "exif", [b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01", b"Exif\0\0XX"]
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0MM\0*\0\0",
+        b"Exif\0\0XM\0*\0\0\0\x08",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01",
+    ],
 )
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_damaged_exif_is_ignored(exif):
-    assert pixels(jpeg(scene(24, 16), exif=exif)).shape == (16, 24, 3)
+def test_damaged_exif_is_ignored(kind, exif):
+    assert pixels(to_file(scene(24, 16), kind, exif=exif)).shape == (16, 24, 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])

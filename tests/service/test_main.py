@@ -13,6 +13,7 @@ import uvicorn
 from service.__main__ import Server, main
 from service.app import create_app
 from tests.service.pictures import png, scene
+from tests.service.server import read_until
 
 ROOT = Path(__file__).parents[2]
 SOON_S = 20.0
@@ -43,13 +44,6 @@ def port_of(process: subprocess.Popen[str]) -> int:
     raise AssertionError("the service ended")
 
 
-def read_to_end(connection: socket.socket) -> bytes:
-    answer = b""
-    while piece := connection.recv(65536):
-        answer += piece
-    return answer
-
-
 def test_sigterm_answers_the_calls_under_way_and_exits_0(model_path):
     body = png(scene())
     head = (
@@ -61,15 +55,16 @@ def test_sigterm_answers_the_calls_under_way_and_exits_0(model_path):
         port = port_of(process)
         with connect(port) as idle, connect(port) as busy:
             idle.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert idle.recv(4096).startswith(b"HTTP/1.1 200 ")
+            assert read_until(idle, b'"ready"}').startswith(b"HTTP/1.1 200 ")
             busy.sendall(head.encode())
-            assert busy.recv(4096).startswith(b"HTTP/1.1 100 ")  # the call is under way
+            go_on = read_until(busy, b"\r\n\r\n")  # the call is under way
+            assert go_on.startswith(b"HTTP/1.1 100 ")
             process.send_signal(signal.SIGTERM)
             assert idle.recv(4096) == b""  # the shutdown has begun
             with pytest.raises(ConnectionRefusedError):
                 connect(port)
             busy.sendall(body)
-            answer = read_to_end(busy)
+            answer = read_until(busy, b"")
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert b'"embeddings":[[' in answer
         assert process.wait(SOON_S) == 0
