@@ -36,11 +36,10 @@ def connect(port: int) -> socket.socket:
     return connection
 
 
-def port_of(process: subprocess.Popen[str]) -> int:
-    """Read the log until it says where the service listens."""
+def read_log_until(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
     for line in process.stderr:
-        if found := re.search(r"running on http://127\.0\.0\.1:(\d+)", line):
-            return int(found[1])
+        if found := re.search(pattern, line):
+            return found
     raise AssertionError("the service ended")
 
 
@@ -52,7 +51,7 @@ def test_sigterm_answers_the_calls_under_way_and_exits_0(model_path):
     )
     options = ("--engine", "onnxruntime", "--threads", "1", "--port", "0")
     with start("--model", str(model_path), *options) as process:
-        port = port_of(process)
+        port = int(read_log_until(process, r"running on http://127\.0\.0\.1:(\d+)")[1])
         with connect(port) as idle, connect(port) as busy:
             idle.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert read_until(idle, b'"ready"}').startswith(b"HTTP/1.1 200 ")
@@ -63,6 +62,7 @@ def test_sigterm_answers_the_calls_under_way_and_exits_0(model_path):
             assert idle.recv(4096) == b""  # the shutdown has begun
             with pytest.raises(ConnectionRefusedError):
                 connect(port)
+            read_log_until(process, "Waiting for")  # what is under way may take its time
             busy.sendall(body)
             answer = read_until(busy, b"")
         assert answer.startswith(b"HTTP/1.1 200 ")
