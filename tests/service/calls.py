@@ -38,3 +38,22 @@ def post_json(client: httpx.Client, path: str, images: Sequence[Image], accept="
 def in_text(value: object) -> str:
     """Write an option as a query or a form holds it."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def post_many(client: httpx.Client, path: str, image: Image, count: int):
+    """Send one image many times, as files of a form."""
+    return client.post(path, files=[("file", ("name", image))] * count)
+
+
+def refused(response: httpx.Response, status: int, code: str) -> dict:
+    """Hold an answer against the shape of every refusal, and give its error."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert len(response.content) < 16_000
+    assert set(response.json()) == {"error"}
+    error = response.json()["error"]
+    assert set(error) <= {"code", "message", "field", "index", "limit", "request_id"}
+    assert error["code"] == code
+    assert error["message"]
+    assert error["request_id"] == response.headers["x-request-id"]
+    return error
