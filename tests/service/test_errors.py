@@ -11,14 +11,8 @@ from tests.service.calls import post_form, post_json, post_many, post_raw, refus
 from tests.service.pictures import png, scene, to_file
 
 A = png(scene(36, 36))
-SOON_S = 20.0
 
-CALLS = {
-    "/embed": ["embeddings"],
-    "/regions": ["images"],
-    "/attention": ["images"],
-    "/correspond": ["matches"],
-}
+CALLS = ["/embed", "/regions", "/attention", "/correspond"]
 
 
 def raw(client, path, body, content_type="image/png", **options) -> httpx.Response:

@@ -222,6 +222,14 @@ def test_what_is_no_form_is_invalid_multipart(body, content_type):
     assert len(error.message) < 200
 
 
+@pytest.mark.parametrize("length", [3, 4, 10, 60, 200])
+def test_a_form_that_is_cut_is_refused_not_answered_in_part(length):
+    body = form(("file", "a", A), ("file", "b", B))[:-length]
+    error = refused(read, body, "multipart/form-data; boundary=b")
+    assert (error.status, error.code) == (400, "invalid_multipart")
+    assert "its last boundary is missing" in error.message
+
+
 @given(st.data())
 @settings(max_examples=200, deadline=None)
 def test_any_damaged_form_is_read_or_refused(data):
