@@ -37,7 +37,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     info = read_model_info(settings.model)
     engine = engine or load_engine(settings, info)
     pipeline = Pipeline(settings, info, engine)
-    warm_up(engine, info)
+    warm_up(engine, info, ["embedding"])
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -64,20 +64,26 @@ def load_engine(settings: Settings, info: ModelInfo) -> Engine:
     return engine
 
 
-def warm_up(engine: Engine, info: ModelInfo) -> None:
+def warm_up(engine: Engine, info: ModelInfo, outputs: Sequence[Output]) -> None:
     """Run a photograph through an engine and hold what comes out against the model's passport.
+
+    Args:
+        engine: What runs the model.
+        info: The model's passport.
+        outputs: What to ask for.
 
     Raises:
         ModelError: if the engine cannot run the model or gives other outputs than the passport.
     """
     try:
-        arrays = engine.run(photograph_pixels(info.preprocess)[:1], OUTPUTS)
+        arrays = engine.run(photograph_pixels(info.preprocess)[:1], outputs)
     except Exception as error:  # each engine raises classes of its own
         raise ModelError(f"the model does not run on {engine.name}: {error}") from error
-    for name, shape in info.outputs.items():
-        if arrays[name].shape != (1, *shape):
+    for name in outputs:
+        given, promised = arrays[name].shape, (1, *info.outputs[name])
+        if given != promised:
             raise ModelError(
-                f"the model gives {name} {arrays[name].shape}, its passport says {(1, *shape)}; "
+                f"the model gives {name} {given}, its passport says {promised}; "
                 "export it again with trainer.export_onnx"
             )
 
@@ -128,7 +134,7 @@ def _load_openvino(settings: Settings, info: ModelInfo) -> Engine:
     if "bf16" not in supported:
         return _openvino(settings, "fp32")
     engine = _openvino(settings, "bf16")
-    warm_up(engine, info)
+    warm_up(engine, info, OUTPUTS)
     return engine if _is_faithful(engine, settings, info) else _openvino(settings, "fp32")
 
 

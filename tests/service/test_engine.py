@@ -1,6 +1,7 @@
 import ctypes
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -287,7 +288,16 @@ def test_a_model_of_other_outputs_than_its_passport_says_is_refused(tmp_path):
 
 
 def test_an_engine_that_keeps_the_passport_warms_up():
-    warm_up(Fake("fake"), INFO)
+    warm_up(Fake("fake"), INFO, OUTPUTS)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_any_output_that_breaks_the_passport_is_refused(output):
+    info = replace(INFO, outputs=INFO.outputs | {output: (16, 99)})
+    with pytest.raises(
+        ModelError, match=rf"gives {output} \(1, .*, its passport says \(1, 16, 99\)"
+    ):
+        warm_up(Fake("fake"), info, OUTPUTS)
 
 
 # Through the service.
