@@ -14,6 +14,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from service.app import create_app
 from service.errors import ModelError
@@ -59,13 +60,16 @@ def main() -> int:
             name = ".".join(str(part) for part in problem["loc"])
             print(f"setting {name}: {problem['msg']}", file=sys.stderr)  # noqa: T201  # before the log is set up
         return 2
+    except SettingsError as error:  # an environment variable that should be JSON and is not
+        print(error, file=sys.stderr)  # noqa: T201  # before the log is set up
+        return 2
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     try:
         app = create_app(settings)
     except ModelError as error:
-        print(error, file=sys.stderr)  # noqa: T201  # the command's answer
+        print(" ".join(str(error).split()), file=sys.stderr)  # noqa: T201  # the command's answer
         return 3
     server = Server(
         uvicorn.Config(

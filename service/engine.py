@@ -69,6 +69,30 @@ def load_engine(settings: Settings, info: ModelInfo) -> Engine:
     return engine
 
 
+def warm_up(engine: Engine, info: ModelInfo, outputs: Sequence[Output]) -> None:
+    """Run a photograph through an engine and hold what comes out against the model's passport.
+
+    Args:
+        engine: What runs the model.
+        info: The model's passport.
+        outputs: What to ask for.
+
+    Raises:
+        ModelError: if the engine cannot run the model or gives other outputs than the passport.
+    """
+    try:
+        arrays = engine.run(photograph_pixels(info.preprocess)[:1], outputs)
+    except Exception as error:  # each engine raises classes of its own
+        raise ModelError(f"the model does not run on {engine.name}: {error}") from error
+    for name in outputs:
+        given, promised = arrays[name].shape, (1, *info.outputs[name])
+        if given != promised:
+            raise ModelError(
+                f"the model gives {name} {given}, its passport says {promised}; "
+                "export it again with trainer.export_onnx"
+            )
+
+
 def _choose_device(settings: Settings) -> Literal["cuda", "cpu"]:
     """Give the device to use; CUDA that was asked for and is not there is an error."""
     if settings.device == "cuda":
@@ -119,7 +143,9 @@ def _load_openvino(settings: Settings, info: ModelInfo) -> Engine:
     if "bf16" not in supported:
         return _openvino(settings, "fp32")
     # Asked of an engine that is thrown away: the served one compiles only what it is asked for.
-    is_faithful = _is_faithful(_openvino(settings, "bf16"), settings, info)
+    trial = _openvino(settings, "bf16")
+    warm_up(trial, info, OUTPUTS)
+    is_faithful = _is_faithful(trial, settings, info)
     return _openvino(settings, "bf16" if is_faithful else "fp32")
 
 

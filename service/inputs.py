@@ -126,16 +126,18 @@ async def _read_multipart(
         max_part_size=MAX_FIELD_BYTES,
     )
     try:
-        form = await parser.parse()
+        parts = (await parser.parse()).multi_items()
+        files = [(name, await part.read()) for name, part in parts if isinstance(part, UploadFile)]
     except MultiPartException as error:
         if "Too many files" in error.message:
             raise _too_many(max_images) from error
         raise InvalidMultipart(f"not a readable form: {error.message[:120]}") from error
     except UnicodeError as error:  # a charset that is none
         raise InvalidMultipart("not a readable form: its charset cannot be read") from error
-    parts = form.multi_items()
-    files = [(name, await part.read()) for name, part in parts if isinstance(part, UploadFile)]
-    await form.close()
+    finally:
+        parser.close()
+    if not parser.has_ended:  # the part that is cut is in none of the lists
+        raise InvalidMultipart("the form is cut: its last boundary is missing")
     fields = _once_each([(name, part) for name, part in parts if isinstance(part, str)])
     if names is not None:
         files = _in_order(files, names)
@@ -230,3 +232,13 @@ class _MemoryParser(MultiPartParser):
     """Starlette's parser, writing nothing to disk: the body is bounded already."""
 
     spool_max_size = 0  # SpooledTemporaryFile: never roll over
+    has_ended = False
+
+    def on_end(self) -> None:
+        """Note that the last boundary came."""
+        self.has_ended = True
+
+    def close(self) -> None:
+        """Let go of the files, also of one that was cut."""
+        for file in self._files_to_close_on_error:
+            file.close()

@@ -12,8 +12,9 @@ from service.preprocess import Geometry
 Grid = tuple[int, int]
 """Rows and columns of the region map."""
 
-ROUNDING = 1e-9
-"""By how much of a cell the picture's own corner may miss the grid's."""
+ROUNDING = 1e-3
+"""By how much of a cell a point may miss the map: answers hold positions to three digits, and a
+box's corner that a client asks for must lie inside."""
 
 
 def region_boxes(geometry: Geometry, grid: Grid, side: int) -> NDArray[np.float64]:

@@ -39,3 +39,11 @@ def serve(app: ASGIApp) -> Iterator[httpx.Client]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def read_until(connection: socket.socket, ending: bytes) -> bytes:
+    """Read from a connection until so it ends, or until the other side ends it."""
+    answer = b""
+    while not (ending and answer.endswith(ending)) and (piece := connection.recv(65536)):
+        answer += piece
+    return answer

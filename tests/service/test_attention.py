@@ -109,7 +109,7 @@ def test_overlay_leaves_the_picture_where_there_is_no_heat():
     picture = scene(96, 72)
     drawn = read(render_overlay(one_hot(1, 2), place(96, 72, SPEC, "stretch"), 32, picture))
     assert drawn.shape == (72, 96, 3)
-    np.testing.assert_array_equal(drawn[40:, :30], np.asarray(picture)[40:, :30])
+    np.testing.assert_array_equal(drawn[:, :12], np.asarray(picture)[:, :12])
 
 
 def test_overlay_mixes_six_parts_of_colour_with_four_of_the_picture_at_full_heat():

@@ -361,6 +361,25 @@ def test_stop_finishes_what_was_accepted():
     asyncio.run(main())
 
 
+def test_a_runner_that_finds_the_end_behind_its_images_still_runs_them():
+    async def main():
+        engine = FakeEngine()
+        batcher = Batcher(engine, sizes(), Metrics())
+        batcher.start()
+        async with busy(engine, batcher) as first:
+            rest = submit(batcher, image(2), image(3))
+            await asyncio.sleep(0)
+            stopping = asyncio.create_task(asyncio.to_thread(batcher.stop))
+            for decoder in batcher._decoders:
+                await asyncio.to_thread(decoder.join)  # the end is now in the runner's queue
+        assert values(await first) == [1]
+        assert values(await rest) == [2, 3]
+        await stopping
+        return engine.calls
+
+    assert [sorted(pixels) for pixels, _ in asyncio.run(main())] == [[1], [2, 3]]
+
+
 def test_answers_after_the_loop_has_closed_are_dropped():
     engine = FakeEngine()
     batcher = Batcher(engine, sizes(), Metrics())

@@ -239,3 +239,11 @@ def test_top_k_counts_only_what_the_other_choices_leave(matches):
     kept = selected(matches, mutual_only=True, top_k=2)
     assert kept.mutual.all()
     assert len(kept.query) == 2
+
+
+def test_top_k_takes_the_first_of_equals():
+    kind = np.random.default_rng(0).integers(0, 3, 400)
+    source = RegionMap(np.eye(3, dtype=np.float32)[kind], (20, 20), np.ones(400, bool))
+    target = RegionMap(np.array([[3, 2, 1]], np.float32), (1, 1), np.ones(1, bool))
+    kept = selected(match_all(source, target), top_k=300)
+    assert kept.query.tolist() == sorted(range(400), key=lambda index: kind[index])[:300]

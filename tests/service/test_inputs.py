@@ -1,7 +1,6 @@
 import asyncio
 import base64
 import json
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from starlette.requests import Request
 
 from service.errors import ServiceError
 from service.inputs import read_inputs, read_options
-from service.schemas import AttentionOptions, CorrespondOptions, EmbedOptions
+from service.schemas import CorrespondOptions
 from tests.service.pictures import jpeg, png, scene
 
 A, B = jpeg(scene(seed=1)), png(scene(seed=2))
@@ -155,8 +154,9 @@ def test_as_many_images_as_the_limit_pass_and_one_more_is_refused():
         (read_form, lambda n: [("file", "a.jpg", A)] * n),
     ):
         assert len(call(*one(3), max_images=3).images) == 3
-        error = refused(call, *one(4), max_images=3)
-        assert (error.status, error.code, error.limit) == (413, "batch_too_large", 3)
+        for too_many in (4, 5, 30):
+            error = refused(call, *one(too_many), max_images=3)
+            assert (error.status, error.code, error.limit) == (413, "batch_too_large", 3)
 
 
 def test_file_parts_are_images_in_order_and_the_others_options():
@@ -222,6 +222,14 @@ def test_what_is_no_form_is_invalid_multipart(body, content_type):
     assert len(error.message) < 200
 
 
+@pytest.mark.parametrize("length", [3, 4, 10, 60, 200])
+def test_a_form_that_is_cut_is_refused_not_answered_in_part(length):
+    body = form(("file", "a", A), ("file", "b", B))[:-length]
+    error = refused(read, body, "multipart/form-data; boundary=b")
+    assert (error.status, error.code) == (400, "invalid_multipart")
+    assert "its last boundary is missing" in error.message
+
+
 @given(st.data())
 @settings(max_examples=200, deadline=None)
 def test_any_damaged_form_is_read_or_refused(data):
@@ -253,84 +261,3 @@ def outcome(call, *args) -> None:
     except ServiceError as error:
         if error.status >= 500:
             raise
-
-
-def test_options_are_the_same_from_text_and_from_json():
-    from_text = read_options(
-        CorrespondOptions,
-        {"points": "[[1, 2.5], [3, 4]]", "top_k": "5", "min_score": "0.5", "mutual_only": "true"},
-    )
-    from_json = read_options(
-        CorrespondOptions,
-        {"points": [[1, 2.5], [3, 4]], "top_k": 5, "min_score": 0.5, "mutual_only": True},
-    )
-    assert from_text == from_json
-    assert from_json.points == [(1.0, 2.5), (3.0, 4.0)]
-
-
-@pytest.mark.parametrize(("given", "head"), [("2", 2), (2, 2), ("mean", "mean"), ("all", "all")])
-def test_heads_are_numbers_or_words(given, head):
-    assert read_options(AttentionOptions, {"head": given}).head == head
-
-
-@pytest.mark.parametrize(
-    ("model", "fields", "field"),
-    [
-        (EmbedOptions, {"fit": "zoom"}, "fit"),
-        (EmbedOptions, {"fit": 3}, "fit"),
-        (EmbedOptions, {"dimensions": 0}, "dimensions"),
-        (EmbedOptions, {"dimensions": 1.5}, "dimensions"),
-        (EmbedOptions, {"dimensions": "many"}, "dimensions"),
-        (EmbedOptions, {"normalize": "perhaps"}, "normalize"),
-        (EmbedOptions, {"encoding_format": ["base64"]}, "encoding_format"),
-        (EmbedOptions, {"output": "regions"}, "output"),
-        (CorrespondOptions, {"points": 3}, "points"),
-        (CorrespondOptions, {"points": [[1, 2, 3]]}, "points.0"),
-        (CorrespondOptions, {"points": [[1, 2], [1, None]]}, "points.1.1"),
-        (CorrespondOptions, {"points": "[[NaN, 1]]"}, "points"),
-        (CorrespondOptions, {"points": [[float("inf"), 1]]}, "points.0.0"),
-        (CorrespondOptions, {"min_score": "nan"}, "min_score"),
-        (CorrespondOptions, {"min_score": 1.01}, "min_score"),
-        (CorrespondOptions, {"top_k": 0}, "top_k"),
-        (AttentionOptions, {"head": "first"}, "head.int"),
-        (AttentionOptions, {"query": "1"}, "query"),
-        (AttentionOptions, {"query": [1]}, "query.1"),
-        (AttentionOptions, {"render": "3d"}, "render"),
-    ],
-)
-def test_an_option_of_a_wrong_type_is_refused_by_name(model, fields, field):
-    error = refused(read_options, model, fields)
-    assert (error.status, error.code, error.field) == (422, "invalid_request", field)
-    assert len(error.message) <= 200
-
-
-def test_an_unknown_option_is_refused_with_the_known_ones():
-    error = refused(read_options, EmbedOptions, {"dimension": 3})
-    assert error.field == "dimension"
-    assert error.message == (
-        "unknown option; known are dimensions, encoding_format, fit, normalize, on_error, output"
-    )
-
-
-@pytest.mark.parametrize("name", ["<script>", "\ud800", "a b", "ä", "x" * 100 + "!", ""])
-def test_names_that_are_no_names_are_not_echoed(name):
-    assert refused(read_options, EmbedOptions, {name: 1}).field == "?"
-
-
-def test_a_long_name_is_cut():
-    assert refused(read_options, EmbedOptions, {"x" * 100_000: 1}).field == "x" * 64
-
-
-def test_too_many_options_are_refused_unlooked_at():
-    error = refused(read_options, EmbedOptions, {f"x{n}": n for n in range(100_000)})
-    assert error.message == "100000 fields; at most 32 are accepted"
-
-
-def test_a_million_bad_points_are_refused_at_the_first():
-    points = [None] * 1_000_000
-    tracemalloc.start()
-    error = refused(read_options, CorrespondOptions, {"points": points})
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert error.field == "points.0"
-    assert peak < 5_000_000

@@ -86,6 +86,17 @@ def test_every_corner_of_a_wholly_seen_picture_lies_inside():
                     assert (cells < 7).all()  # so that its floor is a cell
 
 
+@pytest.mark.parametrize("size", [(451, 300), (601, 403), (97, 89), (40, 333)])
+def test_every_corner_of_a_box_lies_inside_as_an_answer_writes_it(size):
+    geometry = place(*size, SPEC, "crop")
+    boxes = region_boxes(geometry, (4, 4), 32).round(3)
+    first, last = boxes[[0, -1]]
+    cells = source_to_cells(points(first[:2], last[2:]), geometry, (4, 4), 32)
+    np.testing.assert_allclose(cells, [(0, 0), (4, 4)], atol=1e-3)
+    assert (cells >= 0).all()
+    assert (cells < 4).all()
+
+
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 @pytest.mark.parametrize("point", [(-0.1, 5), (5, -0.1), (100.1, 5), (5, 50.1), (1e300, 0)])
 def test_a_point_off_the_picture_is_out_of_bounds(fit, point):
