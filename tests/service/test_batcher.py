@@ -26,7 +26,7 @@ class FakeEngine:
         self.may_go_on = threading.Event()
         self.may_go_on.set()
 
-    def __call__(self, pixels, outputs: Sequence[str]):
+    def __call__(self, pixels, outputs: Sequence[str], *, is_alone: bool):
         values = pixels[:, 0, 0, 0].astype(np.float32)
         self.calls.append((pixels[:, 0, 0, 0].tolist(), list(outputs)))
         self.is_running.release()

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
-from service import engine as module
+from service import cuda, engine_onnxruntime, engine_openvino
+from service import engine as choice
 from service.app import create_app
 from service.contract import METADATA_KEY, OUTPUTS
 from service.engine import load_engine, warm_up
-from service.engine_onnxruntime import OnnxRuntimeEngine, has_cuda
+from service.engine_onnxruntime import OnnxRuntimeEngine
 from service.engine_openvino import OpenVinoEngine, supported_precisions
 from service.errors import ModelError
 from service.model_file import read_model_info
@@ -107,7 +107,7 @@ def test_an_engine_says_what_it_is(model_path):
     assert (onnxruntime.num_runners, onnxruntime.max_batch) == (2, 1)
     openvino = load(model_path, engine="openvino", precision="fp32")
     assert (openvino.name, openvino.precision) == ("openvino", "fp32")
-    assert (openvino.num_runners, openvino.max_batch) == (1, 8)
+    assert (openvino.num_runners, openvino.max_batch) == (2, 4)
     assert openvino.provider
 
 
@@ -121,15 +121,16 @@ def test_auto_takes_openvino_on_a_cpu(model_path):
 
 
 def test_auto_without_a_cuda_device_takes_the_cpu(model_path, monkeypatch):
-    monkeypatch.setattr(module, "has_cuda", lambda: False)
+    monkeypatch.setattr(cuda, "count_devices", lambda: 0)
     assert load(model_path, device="auto", engine="auto").name == "openvino"
     assert load(model_path, device="auto", engine="onnxruntime").name == "onnxruntime"
     assert load(model_path, device="auto", engine="openvino").name == "openvino"
 
 
 def test_auto_with_a_cuda_device_asks_onnx_runtime_for_it(model_path, monkeypatch):
-    monkeypatch.setattr(module, "has_cuda", lambda: True)
-    monkeypatch.setattr(module, "OnnxRuntimeEngine", lambda path, *, device, **_: Fake(device))
+    monkeypatch.setattr(cuda, "count_devices", lambda: 1)
+    made = lambda path, *, device, **_: Fake(device)  # noqa: E731  # one line says it all
+    monkeypatch.setattr(engine_onnxruntime, "OnnxRuntimeEngine", made)
     assert load(model_path, device="auto").name == "cuda"
     assert load(model_path, device="cuda").name == "cuda"
     assert load(model_path, device="cpu", engine="onnxruntime").name == "cpu"
@@ -137,7 +138,7 @@ def test_auto_with_a_cuda_device_asks_onnx_runtime_for_it(model_path, monkeypatc
 
 
 def test_cuda_that_is_asked_for_and_not_there_is_refused(model_path, monkeypatch):
-    monkeypatch.setattr(module, "has_cuda", lambda: False)
+    monkeypatch.setattr(cuda, "count_devices", lambda: 0)
     assert "the driver shows no CUDA device" in refusal(model_path, device="cuda")
 
 
@@ -162,7 +163,7 @@ class Driver:
 @pytest.mark.parametrize("driver", [Driver(0), Driver(1, status=100)])
 def test_a_driver_without_a_device_is_no_cuda(monkeypatch, driver):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
-    assert not has_cuda()
+    assert cuda.count_devices() == 0
 
 
 def test_no_driver_is_no_cuda(monkeypatch):
@@ -170,31 +171,27 @@ def test_no_driver_is_no_cuda(monkeypatch):
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert not has_cuda()
+    assert cuda.count_devices() == 0
 
 
-def test_a_device_that_onnx_runtime_cannot_use_is_refused_with_the_way_out(monkeypatch):
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(1))
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        monkeypatch.setattr(onnxruntime, "OrtValue", None)  # as if its libraries were missing
+def test_a_driver_tells_how_many_devices_there_are(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(2))
+    assert cuda.count_devices() == 2
+
+
+@pytest.mark.skipif(cuda.count_devices() > 0, reason="here ONNX Runtime does have CUDA")
+def test_a_device_that_onnx_runtime_cannot_use_is_refused_with_the_way_out(model_path):
     with pytest.raises(ModelError, match="is the extra 'gpu' installed"):
-        has_cuda()
-
-
-@pytest.mark.skipif(has_cuda(), reason="here ONNX Runtime does have CUDA")
-def test_another_provider_than_the_asked_one_is_refused(model_path):
-    with pytest.raises(ModelError, match="asked for CUDAExecutionProvider, but ONNX Runtime chose"):
         OnnxRuntimeEngine(model_path, device="cuda", precision="fp32", num_threads=1, max_batch=0)
 
 
 @pytest.mark.gpu
 def test_cuda_gives_the_same_as_the_cpu(model_path):
-    assert has_cuda()
-    cuda = load(model_path, device="cuda", engine="onnxruntime")
-    assert cuda.provider == "CUDAExecutionProvider"
+    assert cuda.count_devices()
+    on_gpu = load(model_path, device="cuda", engine="onnxruntime")
+    assert on_gpu.provider == "CUDAExecutionProvider"
     reference = load(model_path, engine="onnxruntime").run(PIXELS, OUTPUTS)
-    for name, array in cuda.run(PIXELS, OUTPUTS).items():
+    for name, array in on_gpu.run(PIXELS, OUTPUTS).items():
         np.testing.assert_allclose(array, reference[name], atol=1e-3)
 
 
@@ -206,13 +203,13 @@ def test_onnx_runtime_refuses_another_precision_than_the_files(model_path, preci
 
 
 def test_openvino_refuses_a_precision_that_the_cpu_lacks(model_path, monkeypatch):
-    monkeypatch.setattr(module, "supported_precisions", lambda: ["fp32"])
+    monkeypatch.setattr(engine_openvino, "supported_precisions", lambda: ["fp32"])
     message = refusal(model_path, engine="openvino", precision="bf16")
     assert message == "ESVIT_PRECISION=bf16, but this CPU has only ['fp32']"
 
 
 def test_on_a_cpu_without_bf16_auto_is_fp32(model_path, monkeypatch):
-    monkeypatch.setattr(module, "supported_precisions", lambda: ["fp32"])
+    monkeypatch.setattr(engine_openvino, "supported_precisions", lambda: ["fp32"])
     assert load(model_path, engine="openvino").precision == "fp32"
 
 
@@ -224,7 +221,9 @@ class Fake:
     def __init__(self, name: str, precision: str = "fp32", error: float = 0.0) -> None:
         self.name, self.precision, self.error = name, precision, {"regions": error}
 
-    def run(self, pixels: np.ndarray, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+    def run(
+        self, pixels: np.ndarray, outputs: Sequence[str], *, is_alone: bool = False
+    ) -> dict[str, np.ndarray]:
         rows = [oracles.tiny_model(picture, constants()) for picture in pixels]
         return {
             name: np.float32([row[name] + self.error.get(name, 0) for row in rows])
@@ -242,8 +241,8 @@ def test_auto_takes_bf16_only_if_it_is_faithful(
     def openvino(settings, precision):
         return Fake("fake", precision, error if precision == "bf16" else 0.0)
 
-    monkeypatch.setattr(module, "supported_precisions", lambda: ["fp32", "bf16"])
-    monkeypatch.setattr(module, "_openvino", openvino)
+    monkeypatch.setattr(engine_openvino, "supported_precisions", lambda: ["fp32", "bf16"])
+    monkeypatch.setattr(choice, "_openvino", openvino)
     caplog.set_level(logging.INFO, logger="service.engine")
     assert load(model_path, engine="openvino").precision == chosen
     assert caplog.records[0].levelname == level
@@ -251,8 +250,8 @@ def test_auto_takes_bf16_only_if_it_is_faithful(
 
 
 def test_bf16_that_is_asked_for_is_not_questioned(model_path, monkeypatch):
-    monkeypatch.setattr(module, "supported_precisions", lambda: ["fp32", "bf16"])
-    monkeypatch.setattr(module, "_openvino", lambda _, precision: Fake("fake", precision, np.nan))
+    monkeypatch.setattr(engine_openvino, "supported_precisions", lambda: ["fp32", "bf16"])
+    monkeypatch.setattr(choice, "_openvino", lambda _, precision: Fake("fake", precision, np.nan))
     assert load(model_path, engine="openvino", precision="bf16").precision == "bf16"
 
 

@@ -34,7 +34,9 @@ class Engine:
         self.may_go_on.set()
         self.fails, self.drops = False, 0
 
-    def run(self, pixels: np.ndarray, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+    def run(
+        self, pixels: np.ndarray, outputs: Sequence[str], *, is_alone: bool = False
+    ) -> dict[str, np.ndarray]:
         self.num_images.append(len(pixels))
         self.is_running.release()
         assert self.may_go_on.wait(SOON_S)
