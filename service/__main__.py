@@ -5,7 +5,6 @@ served.
 """
 
 import logging
-import os
 import socket
 import sys
 from pathlib import Path
@@ -22,9 +21,6 @@ from service.parity import PHOTOGRAPHS
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""Lets the C library ask for huge pages: weights in 2 MB pages make ONNX Runtime 5 % faster."""
 
 KEEP_ALIVE_S = 75
 """Longer than the minute that load balancers keep idle connections."""
@@ -91,13 +87,5 @@ def main() -> int:
     return 0
 
 
-def start_again_with(variables: dict[str, str]) -> None:
-    """Replace this process by itself with variables that are read only as a process starts."""
-    if sys.platform != "linux" or variables.keys() & os.environ.keys():
-        return
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | variables)
-
-
 if __name__ == "__main__":
-    start_again_with(HUGE_PAGES)
     sys.exit(main())
