@@ -4,6 +4,7 @@ Exit codes: 0 after a shutdown that was asked for, 2 for bad settings, 3 if the 
 served.
 """
 
+import gc
 import logging
 import socket
 import sys
@@ -67,6 +68,8 @@ def main() -> int:
     except ModelError as error:
         print(" ".join(str(error).split()), file=sys.stderr)  # noqa: T201  # the command's answer
         return 3
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: no collection need look at it again
     server = Server(
         uvicorn.Config(
             app,

@@ -81,7 +81,7 @@ def correspondences(
         top_k=options.top_k,
     )
     source, target = (
-        cells_to_source(cells, item.prepared.geometry, info.grid, info.preprocess.crop)
+        _on_picture(info, cells, item)
         for cells, item in zip((matches.source, matches.target), pair, strict=True)
     )
     table = np.column_stack([matches.query, source, target, matches.score, matches.mutual])
@@ -112,8 +112,10 @@ def attention(
     """Answer `POST /attention` with numbers, or with drawings as base64 in JSON.
 
     Raises:
-        PointOutOfBounds: if the query lies outside what the model sees.
+        PointOutOfBounds: if the query lies outside what the model sees of the only image, or of
+            one when one bad image shall fail the request.
     """
+    batch = _with_query(info, batch, options)
 
     def maps(item: Inferred) -> NDArray[np.float32]:
         return _maps(info, item, options)
@@ -141,6 +143,14 @@ def drawing(info: ModelInfo, item: Inferred, options: AttentionOptions) -> Respo
     return Response(_draw(info, item, options), media_type="image/png", headers=_about_model(info))
 
 
+def _on_picture(info: ModelInfo, cells: NDArray[np.float64], item: Inferred) -> NDArray[np.float64]:
+    """Give positions on the grid as source pixels, none beyond the picture's edge."""
+    geometry = item.prepared.geometry
+    points = cells_to_source(cells, geometry, info.grid, info.preprocess.crop)
+    inside: NDArray[np.float64] = np.clip(points, 0.0, (geometry.width, geometry.height))
+    return inside
+
+
 def _match(
     info: ModelInfo, pair: tuple[Inferred, Inferred], options: CorrespondOptions
 ) -> correspond.Matches:
@@ -161,17 +171,40 @@ def _match(
     )
 
 
+def _with_query(info: ModelInfo, batch: Batch, options: AttentionOptions) -> Batch:
+    """Let those of several images fail, each by itself, on which the query lies outside."""
+    items, errors = list(batch.items), list(batch.errors)
+    for index, item in enumerate(items):
+        try:
+            if item is not None:
+                _query_cell(info, item, options)
+        except PointOutOfBounds as error:
+            if len(items) == 1:
+                raise
+            error.index = index
+            if options.on_error == "fail":
+                raise
+            items[index] = None
+            errors.append(error.to_dict())
+    return Batch(items, sorted(errors, key=lambda error: error["index"]))
+
+
+def _query_cell(info: ModelInfo, item: Inferred, options: AttentionOptions) -> int | None:
+    """Give the index of the region that asks, None for a pooled map."""
+    if options.query is None:
+        return None
+    point = np.array([options.query], np.float64)
+    try:
+        cells = source_to_cells(point, item.prepared.geometry, info.grid, info.preprocess.crop)
+    except PointOutOfBounds as error:
+        error.field = "query"
+        raise
+    return int(correspond.cell_indices(cells, info.grid)[0])
+
+
 def _maps(info: ModelInfo, item: Inferred, options: AttentionOptions) -> NDArray[np.float32]:
     """Pick the asked attention maps of one image: (heads, rows, columns)."""
-    cell = None
-    if options.query is not None:
-        point = np.array([options.query], np.float64)
-        try:
-            cells = source_to_cells(point, item.prepared.geometry, info.grid, info.preprocess.crop)
-        except PointOutOfBounds as error:
-            error.field = "query"
-            raise
-        cell = int(correspond.cell_indices(cells, info.grid)[0])
+    cell = _query_cell(info, item, options)
     return attention_maps(item.arrays["attention"], info.grid, options.head, cell)
 
 
@@ -219,7 +252,9 @@ def _npy(
             row[:] = array(item)
     headers = _about_model(info)
     if batch.errors:
-        headers[ERRORS_HEADER] = json.dumps(batch.errors)  # ASCII, as headers must be
+        # Index and code alone: proxies cap headers, and 64 messages would be over it.
+        brief = [{"index": error["index"], "code": error["code"]} for error in batch.errors]
+        headers[ERRORS_HEADER] = json.dumps(brief)
     return Response(to_npy(stacked, encoding), media_type=NPY, headers=headers)
 
 

@@ -94,7 +94,8 @@ def read_options(model: type[OptionsT], fields: Fields) -> OptionsT:
         return model.model_validate(fields)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(str(part) for part in problem["loc"])
+        parts = problem["loc"]  # an option, and inside of it indices and pydantic's own words
+        field = ".".join(str(p) for n, p in enumerate(parts) if n == 0 or isinstance(p, int))
         known = ", ".join(sorted(model.model_fields))
         message = problem["msg"][:MAX_PROBLEM_LENGTH]
         if problem["type"] == "extra_forbidden":

@@ -79,9 +79,12 @@ def source_to_cells(
 
 
 def is_visible(geometry: Geometry, grid: Grid, side: int) -> NDArray[np.bool_]:
-    """Tell which of the L regions have their centre on the picture, not in the border."""
-    centers = region_centers(geometry, grid, side)
-    on_picture: NDArray[np.bool_] = np.all(
-        (centers >= 0) & (centers <= (geometry.width, geometry.height)), axis=-1
-    )
-    return on_picture
+    """Tell which of the L regions lie on the picture, not in the border.
+
+    A row or column counts if the picture fills at least half of it, or half of what it fills of
+    the best one: in a narrow panorama no region is full.
+    """
+    boxes = region_boxes(geometry, grid, side)
+    filled = boxes[:, 2:] - boxes[:, :2]
+    enough: NDArray[np.bool_] = np.all(filled >= 0.5 * filled.max(axis=0) - 1e-9, axis=-1)
+    return enough

@@ -61,7 +61,11 @@ class Settings(BaseSettings):
     @property
     def num_threads(self) -> int:
         """Threads to use: as asked, else one for each core this process may run on."""
-        return self.threads or len(os.sched_getaffinity(0))
+        if self.threads:
+            return self.threads
+        if hasattr(os, "sched_getaffinity"):  # Linux
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
 
     @property
     def image_limits(self) -> ImageLimits:

@@ -264,3 +264,16 @@ def test_a_photograph_corresponds_with_its_turned_self(client, path):
     matches = good(post_form(client, "/correspond", pair, fit="stretch"))["matches"]
     found = [abs(width - m["source"][0] - m["target"][0]) < 0.01 for m in matches]
     assert np.mean(found) > 0.8
+
+
+def test_a_query_outside_one_of_several_pictures_fails_that_one_alone(client):
+    wide, small = png(scene(64, 40)), png(scene(20, 20))
+    options = {"query": [50, 20], "fit": "stretch"}
+    answer = post_json(client, "/attention", [wide, small], **options).json()
+    assert answer["images"][0] is not None
+    assert answer["images"][1] is None
+    (error,) = answer["errors"]
+    assert (error["index"], error["code"]) == (1, "region_out_of_bounds")
+    refused = post_json(client, "/attention", [wide, small], **options, on_error="fail")
+    assert refused.status_code == 422
+    assert refused.json()["error"]["index"] == 1

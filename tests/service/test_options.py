@@ -50,7 +50,7 @@ def test_heads_are_numbers_or_words(given, head):
         (CorrespondOptions, {"min_score": "nan"}, "min_score"),
         (CorrespondOptions, {"min_score": 1.01}, "min_score"),
         (CorrespondOptions, {"top_k": 0}, "top_k"),
-        (AttentionOptions, {"head": "first"}, "head.int"),
+        (AttentionOptions, {"head": "first"}, "head"),
         (AttentionOptions, {"query": "1"}, "query"),
         (AttentionOptions, {"query": [1]}, "query.1"),
         (AttentionOptions, {"render": "3d"}, "render"),

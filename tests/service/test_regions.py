@@ -118,6 +118,11 @@ def test_the_padded_border_is_not_visible():
     assert visible.reshape(4, 4).tolist() == [[False] * 4, [True] * 4, [True] * 4, [False] * 4]
 
 
+def test_of_a_narrow_panorama_the_rows_that_hold_it_are_visible():
+    visible = is_visible(place(640, 40, SPEC, "pad"), (4, 4), 32)
+    assert visible.reshape(4, 4).all(axis=1).tolist() == [False, True, True, False]
+
+
 @pytest.mark.parametrize("fit", ["crop", "stretch"])
 def test_without_a_border_all_is_visible(fit):
     assert is_visible(place(301, 77, SPEC, fit), (4, 4), 32).all()
