@@ -4,10 +4,9 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import uvicorn
 from numpy.typing import NDArray
 
-from service.__main__ import Server
+from service.__main__ import serve
 from service.app import create_app
 from service.contract import ModelInfo, Output
 from service.model_file import read_model_info
@@ -23,6 +22,7 @@ class SimulatedGpu:
     num_runners = 1
     max_batch = 32
     patience_s = 0.0
+    uses_cpu = False
 
     def __init__(self, info: ModelInfo) -> None:
         """Take the shapes of the outputs from a model file."""
@@ -42,12 +42,7 @@ class SimulatedGpu:
 def main() -> None:
     """Serve."""
     settings = Settings()
-    app = create_app(settings, SimulatedGpu(read_model_info(settings.model)))
-    config = uvicorn.Config(
-        app, port=settings.port, loop="uvloop", http="httptools", log_level="warning"
-    )
-    config.access_log = False
-    Server(config).run()
+    serve(create_app(settings, SimulatedGpu(read_model_info(settings.model))), settings)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,12 @@ def main() -> int:
     except ModelError as error:
         print(" ".join(str(error).split()), file=sys.stderr)  # noqa: T201  # the command's answer
         return 3
+    serve(app, settings)
+    return 0
+
+
+def serve(app: FastAPI, settings: Settings) -> None:
+    """Listen and answer until told to stop."""
     gc.collect()
     gc.freeze()  # what is loaded by now stays: no collection need look at it again
     server = Server(
@@ -87,7 +93,6 @@ def main() -> int:
         )
     )
     server.run()
-    return 0
 
 
 if __name__ == "__main__":

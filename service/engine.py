@@ -33,6 +33,7 @@ class Engine(Protocol):
         num_runners: How many threads should call `run` at once.
         max_batch: How many images a call should have at most.
         patience_s: How long a runner should wait for images that are just being decoded.
+        uses_cpu: Whether it computes on the cores that decode.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Engine(Protocol):
     num_runners: int
     max_batch: int
     patience_s: float
+    uses_cpu: bool
 
     def run(
         self, pixels: NDArray[np.uint8], outputs: Sequence[Output], *, is_alone: bool = False

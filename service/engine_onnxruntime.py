@@ -51,6 +51,7 @@ class OnnxRuntimeEngine:
         """
         self.precision = precision
         self._on_cuda = device == "cuda"
+        self.uses_cpu = not self._on_cuda
         self.provider = "CUDAExecutionProvider" if self._on_cuda else "CPUExecutionProvider"
         if self._on_cuda:
             onnxruntime.preload_dlls()  # CUDA's libraries are Python packages: extra `gpu`

@@ -46,6 +46,7 @@ class OpenVinoEngine:
 
     name = "openvino"
     patience_s = PATIENCE_S
+    uses_cpu = True
 
     def __init__(self, path: Path, *, precision: str, num_threads: int, max_batch: int) -> None:
         """Load and compile the file.

@@ -40,7 +40,9 @@ class Pipeline:
         self.batcher = Batcher(
             engine.run,
             Sizes(
-                num_decoders=settings.num_threads,
+                # With the cores to themselves, one decoder more than they are covers for those
+                # that wait for the interpreter lock.
+                num_decoders=settings.num_threads + (not engine.uses_cpu),
                 num_runners=engine.num_runners,
                 max_batch=engine.max_batch,
                 max_queue_images=settings.max_queue_images,

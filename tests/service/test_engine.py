@@ -216,7 +216,7 @@ def test_on_a_cpu_without_bf16_auto_is_fp32(model_path, monkeypatch):
 class Fake:
     """An engine of one precision that gives the tiny model's outputs, with an error in one."""
 
-    max_batch, num_runners, patience_s, provider = 1, 1, 0.0, "fake"
+    max_batch, num_runners, patience_s, provider, uses_cpu = 1, 1, 0.0, "fake", True
 
     def __init__(self, name: str, precision: str = "fp32", error: float = 0.0) -> None:
         self.name, self.precision, self.error = name, precision, {"regions": error}

@@ -24,7 +24,7 @@ class Engine:
     """Gives zeros; can be held, can fail, can give nonsense."""
 
     name, provider, precision = "fake", "fake", "fp32"
-    num_runners, max_batch, patience_s = 1, 4, 0.0
+    num_runners, max_batch, patience_s, uses_cpu = 1, 4, 0.0, True
 
     def __init__(self, info: ModelInfo = INFO) -> None:
         self.shapes = info.outputs
