@@ -18,3 +18,14 @@ def reference() -> Path:
 def tiny_backbone() -> Swin:
     torch.manual_seed(0)
     return build(TINY).eval()
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file of a tiny trained Swin: 224 px, 32 features, 7 x 7 regions, 4 heads."""
+    from trainer import export_onnx  # slow to import, and only this fixture needs it
+
+    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
+    checkpoint = Path(__file__).parent / "reference" / "checkpoint_tiny.pth"
+    assert export_onnx.main(["--checkpoint", str(checkpoint), "--out", str(path)]) == 0
+    return path

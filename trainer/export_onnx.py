@@ -9,6 +9,7 @@ import hashlib
 import os
 import sys
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +21,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-import service
 from esvit.backbones import Swin, build
 from esvit.config import BACKBONES, backbone_config, backbone_name
 from esvit.weights import Network, digest, read_weights
@@ -217,7 +217,7 @@ def _comparison(
 
 def _photographs(spec: PreprocessSpec, count: int) -> NDArray[np.uint8]:
     """Make (count, crop, crop, 3) pixels of the photographs that come with the service."""
-    paths = sorted((Path(service.__file__).parent / "photographs").glob("*.jpg"))
+    paths = sorted(Path(str(files("service") / "photographs")).glob("*.jpg"))
     images = [_pixels(Image.open(path), spec) for path in paths]
     images += [image[:, ::-1] for image in images] + [image[::-1] for image in images]
     return np.stack(images[:count])

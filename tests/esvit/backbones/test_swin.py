@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from esvit.backbones import build
+from esvit.backbones import build, windows
 from esvit.backbones.swin_layers import SwinBlock, drop_path
 from esvit.backbones.windows import Windows
 from esvit.config import BackboneConfig
@@ -226,6 +226,24 @@ def test_training_gives_the_same_numbers_and_reaches_every_parameter(tiny_backbo
     torch.testing.assert_close(regions, expected, atol=1e-5, rtol=1e-5)
     regions.square().sum().backward()
     assert all(parameter.grad is not None for parameter in tiny_backbone.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's
+@pytest.mark.parametrize("is_layout_known", [False, True])
+def test_compiler_sees_one_graph_and_gives_the_same_gradients(
+    tiny_backbone, monkeypatch, is_layout_known
+):
+    images = torch.randn(1, 3, 40, 72)
+    monkeypatch.setattr(windows, "_layouts", {})
+    if is_layout_known:
+        tiny_backbone(images)
+    torch.compiler.reset()
+    compiled = torch.compile(tiny_backbone, backend="eager", fullgraph=True)
+    parameters = list(tiny_backbone.parameters())
+    actual = torch.autograd.grad(compiled(images).regions.square().sum(), parameters)
+    expected = torch.autograd.grad(tiny_backbone(images).regions.square().sum(), parameters)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_parameter_names_are_pinned(tiny_backbone, reference):
