@@ -1,0 +1,294 @@
+"""The two tasks of EsViT, written to be read: what each equation says, tensor by tensor.
+
+`fused_loss.py` gives the same numbers without ever storing logits; this file is what it is checked
+against. The losses start where the bottleneck of a projection head ends, so that both paths take
+the same arguments: logits are `bottleneck @ prototypes^T`.
+
+Shapes: B images, L regions of a view (S of a student's, T of a teacher's), C channels of the
+backbone's features, D of the bottleneck, K prototypes.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class HeadOutput(NamedTuple):
+    """What a projection head says of all views, before its last matrix product.
+
+    Attributes:
+        bottleneck: (B, L, D) for each view; L = 1 for the view head.
+        prototypes: (K, D), the rows the bottleneck is compared with.
+    """
+
+    bottleneck: tuple[Tensor, ...]
+    prototypes: Tensor
+
+    def logits(self) -> tuple[Tensor, ...]:
+        """Compare with the prototypes: (B, L, K) for each view."""
+        return tuple(F.linear(bottleneck, self.prototypes) for bottleneck in self.bottleneck)
+
+
+class NetworkOutput(NamedTuple):
+    """What a network says of all views.
+
+    Attributes:
+        view: The view head's output.
+        region: The region head's output; None if the network is trained on the view task alone.
+        region_features: (B, L, C) for each view, the backbone's, before any head.
+    """
+
+    view: HeadOutput
+    region: HeadOutput | None
+    region_features: tuple[Tensor, ...]
+
+
+class Losses(NamedTuple):
+    """The weighted sum and its parts, each a float32 scalar; only `total` is for `backward`."""
+
+    total: Tensor
+    view: Tensor
+    region: Tensor
+
+
+def view_pairs(num_student: int, num_teacher: int) -> list[tuple[int, int]]:
+    """List the pairs (teacher view, student view) that are compared: all but a view with itself."""
+    pairs = [(t, s) for t in range(num_teacher) for s in range(num_student) if t != s]
+    if not pairs:
+        raise ValueError(f"{num_student} student and {num_teacher} teacher views make no pair")
+    return pairs
+
+
+def teacher_probs(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """Center and sharpen the teacher's logits into distributions, float32, without gradient.
+
+    Args:
+        logits: (..., K) of the teacher.
+        center: (1, K), subtracted from the logits.
+        temperature: The teacher's, over 0.
+    """
+    return ((logits.detach() - center) / temperature).softmax(dim=-1, dtype=torch.float32)
+
+
+def student_log_probs(logits: Tensor, temperature: float) -> Tensor:
+    """Log of the student's distributions over prototypes, float32, (..., K) like the logits."""
+    return F.log_softmax(logits / temperature, dim=-1, dtype=torch.float32)
+
+
+def view_loss(log_probs: Tensor, probs: Tensor) -> Tensor:
+    """Cross-entropy of one student view to one teacher view (EsViT, view-level task).
+
+    Args:
+        log_probs: (B, K) of the student.
+        probs: (B, K) of the teacher.
+
+    Returns:
+        Scalar, the mean over images.
+    """
+    return -(probs * log_probs).sum(dim=-1).mean()
+
+
+def mixed_view_loss(log_probs: Tensor, probs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of one student view whose images were mixed (mixup, CutMix), as published.
+
+    Args:
+        log_probs: (B, K) of the student.
+        probs: (B, K) of the teacher, whose images are not mixed.
+        targets: (B, B), for each teacher image (row) the weight of each student image (column).
+
+    Returns:
+        Scalar, the mean over the teacher's images.
+    """
+    cross_entropies = -(probs @ log_probs.T)
+    return (targets * cross_entropies).sum(dim=-1).mean()
+
+
+@torch.no_grad()
+def match_regions(student: Tensor, teacher: Tensor) -> Tensor:
+    """Find, for every student region, the most similar teacher region.
+
+    Similarity is the cosine of the backbone's features, before any head, in float32
+    (EsViT, region-level task). No gradient flows through the choice.
+
+    Args:
+        student: (B, S, C) region features of one view.
+        teacher: (B, T, C) region features of another view.
+
+    Returns:
+        (B, S) int64, indices into the T teacher regions.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        student = F.normalize(student.float(), dim=-1)
+        teacher = F.normalize(teacher.float(), dim=-1)
+        return (student @ teacher.transpose(1, 2)).argmax(dim=-1)
+
+
+def region_loss(log_probs: Tensor, probs: Tensor, match: Tensor) -> Tensor:
+    """Cross-entropy of one student view's regions to their matches (EsViT, region-level task).
+
+    Args:
+        log_probs: (B, S, K) of the student.
+        probs: (B, T, K) of the teacher.
+        match: (B, S), for each student region the index of its teacher region.
+
+    Returns:
+        Scalar, the mean over the regions of an image and over images.
+    """
+    images = torch.arange(len(match), device=match.device).unsqueeze(1)  # (B, 1)
+    return -(probs[images, match] * log_probs).sum(dim=-1).mean()
+
+
+def mean_logits(output: HeadOutput) -> Tensor:
+    """Mean of all logits of a batch, (1, K) float32, without making them.
+
+    The last layer is linear: the mean of the logits is the logits of the mean.
+    """
+    with torch.no_grad(), torch.autocast(output.prototypes.device.type, enabled=False):
+        rows = torch.cat([view.flatten(0, 1) for view in output.bottleneck]).float()
+        return F.linear(rows.mean(dim=0, keepdim=True), output.prototypes.float())
+
+
+def average_over_processes(values: Tensor) -> Tensor:
+    """Average over all processes of a run that has several; the same values back if alone."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return values
+    total = values.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
+class Loss(nn.Module):
+    """Both tasks over all pairs of views, and the two centers they read.
+
+    The mean is over pairs; inside a pair over images, and over the regions of an image: a small
+    view's 9 regions weigh as much as a large view's 49. Views may be of any number and any sizes.
+    """
+
+    center: Tensor
+    center_grid: Tensor
+
+    def __init__(
+        self,
+        num_prototypes: int,
+        *,
+        view_weight: float = 0.5,
+        region_weight: float = 0.5,
+        student_temperature: float = 0.1,
+        center_momentum: float = 0.9,
+    ) -> None:
+        """Set the weights and start both centers at zero.
+
+        Args:
+            num_prototypes: K.
+            view_weight: Of the view task. The published code halves both, the paper's
+                L = L_V + L_R has 1 and 1; the view task alone has 1 and 0.
+            region_weight: Of the region task; 0 leaves it out.
+            student_temperature: Divides the student's logits.
+            center_momentum: Share of the old center that an update keeps.
+        """
+        super().__init__()
+        if min(view_weight, region_weight) < 0 or view_weight + region_weight == 0:
+            raise ValueError(
+                f"loss weights are {view_weight}, {region_weight}, expected a positive one"
+            )
+        self.view_weight = view_weight
+        self.region_weight = region_weight
+        self.student_temperature = student_temperature
+        self.center_momentum = center_momentum
+        # The names are those of the published checkpoints.
+        self.register_buffer("center", torch.zeros(1, num_prototypes))
+        self.register_buffer("center_grid", torch.zeros(1, num_prototypes))
+
+    def forward(
+        self, student: NetworkOutput, teacher: NetworkOutput, teacher_temperature: float
+    ) -> Losses:
+        """Compare the student's views with the teacher's; reads the centers, changes nothing.
+
+        Args:
+            student: Of all views; the teacher's views come first, in the same order.
+            teacher: Of the global views.
+            teacher_temperature: Divides the teacher's centered logits.
+        """
+        view = self.view_task(student, teacher, teacher_temperature)
+        region = self.region_task(student, teacher, teacher_temperature)
+        return Losses(
+            self.view_weight * view + self.region_weight * region, view.detach(), region.detach()
+        )
+
+    def view_task(
+        self, student: NetworkOutput, teacher: NetworkOutput, teacher_temperature: float
+    ) -> Tensor:
+        """Mean of `view_loss` over all pairs."""
+        if self.view_weight == 0:
+            return self.center.new_zeros(())
+        probs = [
+            teacher_probs(logits, self.center, teacher_temperature).squeeze(1)
+            for logits in teacher.view.logits()
+        ]
+        log_probs = [
+            student_log_probs(logits, self.student_temperature).squeeze(1)
+            for logits in student.view.logits()
+        ]
+        pairs = view_pairs(len(log_probs), len(probs))
+        return torch.stack([view_loss(log_probs[s], probs[t]) for t, s in pairs]).mean()
+
+    def region_task(
+        self, student: NetworkOutput, teacher: NetworkOutput, teacher_temperature: float
+    ) -> Tensor:
+        """Mean of `region_loss` over all pairs."""
+        if self.region_weight == 0:
+            return self.center.new_zeros(())
+        student_head, teacher_head = region_heads(student, teacher)
+        probs = [
+            teacher_probs(logits, self.center_grid, teacher_temperature)
+            for logits in teacher_head.logits()
+        ]
+        log_probs = [
+            student_log_probs(logits, self.student_temperature) for logits in student_head.logits()
+        ]
+        matches = match_views(student.region_features, teacher.region_features)
+        losses = [region_loss(log_probs[s], probs[t], match) for (t, s), match in matches.items()]
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def update_centers(self, teacher: NetworkOutput) -> None:
+        """Move both centers towards the mean of the teacher's logits, over all processes."""
+        if self.view_weight > 0:
+            self.center.lerp_(
+                average_over_processes(mean_logits(teacher.view)), 1 - self.center_momentum
+            )
+        if self.region_weight > 0 and teacher.region is not None:
+            self.center_grid.lerp_(
+                average_over_processes(mean_logits(teacher.region)), 1 - self.center_momentum
+            )
+
+
+def region_heads(student: NetworkOutput, teacher: NetworkOutput) -> tuple[HeadOutput, HeadOutput]:
+    """Give both networks' region heads.
+
+    Raises:
+        ValueError: if a network has none.
+    """
+    if student.region is None or teacher.region is None:
+        raise ValueError("the region task needs a region head in student and teacher")
+    return student.region, teacher.region
+
+
+def match_views(
+    student: Sequence[Tensor], teacher: Sequence[Tensor]
+) -> dict[tuple[int, int], Tensor]:
+    """Match the regions of every pair of views.
+
+    Args:
+        student: (B, S, C) region features of each student view.
+        teacher: (B, T, C) region features of each teacher view.
+
+    Returns:
+        For each pair (teacher view, student view), (B, S) indices into the teacher's regions.
+    """
+    pairs = view_pairs(len(student), len(teacher))
+    return {(t, s): match_regions(student[s], teacher[t]) for t, s in pairs}

@@ -1,0 +1,268 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from esvit.fused_loss import FusedLoss
+from esvit.loss import (
+    HeadOutput,
+    Loss,
+    NetworkOutput,
+    average_over_processes,
+    match_regions,
+    mean_logits,
+    mixed_view_loss,
+    region_loss,
+    student_log_probs,
+    teacher_probs,
+    view_loss,
+    view_pairs,
+)
+from tests import oracles_loss
+
+REFERENCE = Path(__file__).parent.parent / "reference" / "loss.npz"
+B, K, SIZES = 3, 64, (49, 49, 9, 9, 9, 9, 9, 9, 9, 9)
+ATOL = 2e-6
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with np.load(REFERENCE, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def views(array, sizes):
+    """Crop-major rows (crop, image, region) as one (B, L, columns) leaf tensor a view."""
+    chunks = torch.from_numpy(array).split([B * size for size in sizes])
+    return tuple(
+        chunk.reshape(B, size, -1).requires_grad_()
+        for chunk, size in zip(chunks, sizes, strict=True)
+    )
+
+
+def rows(tensors):
+    return torch.cat([tensor.flatten(0, 1) for tensor in tensors])
+
+
+def recorded_output(reference, step, who, sizes):
+    """The recorded logits, as a bottleneck before prototypes that change nothing."""
+
+    def head(name, lengths):
+        return HeadOutput(views(reference[f"{step}/in/{who}_{name}"], lengths), torch.eye(K))
+
+    features = views(reference[f"{step}/in/{who}_fea"], sizes)
+    return NetworkOutput(head("cls", (1,) * len(sizes)), head("region", sizes), features)
+
+
+def assert_equals_recorded(actual, reference, name):
+    torch.testing.assert_close(
+        actual.detach(), torch.from_numpy(np.asarray(reference[name])), atol=ATOL, rtol=0
+    )
+
+
+@pytest.mark.parametrize("loss_class", [Loss, FusedLoss])
+@pytest.mark.parametrize(("objective", "weights"), [("view", (1, 0)), ("view_region", (0.5, 0.5))])
+def test_losses_gradients_and_centers_equal_the_recorded(reference, loss_class, objective, weights):
+    loss = loss_class(K, view_weight=weights[0], region_weight=weights[1])
+    for step in ("step0", "step1"):
+        student = recorded_output(reference, step, "s", SIZES)
+        teacher = recorded_output(reference, step, "t", SIZES[:2])
+        temperature = float(reference[f"{objective}/{step}/teacher_temp"])
+        total = loss(student, teacher, temperature).total
+        total.backward()
+        loss.update_centers(teacher)
+
+        name = f"{objective}/{step}"
+        assert_equals_recorded(total, reference, f"{name}/loss")
+        gradient = rows([view.grad for view in student.view.bottleneck])
+        assert_equals_recorded(gradient, reference, f"{name}/grad_s_cls")
+        assert_equals_recorded(loss.center, reference, f"{name}/center_after")
+        assert all(features.grad is None for features in student.region_features)
+        assert all(view.grad is None for view in teacher.view.bottleneck)
+        if weights[1]:
+            gradient = rows([view.grad for view in student.region.bottleneck])
+            assert_equals_recorded(gradient, reference, f"{name}/grad_s_region")
+            assert_equals_recorded(loss.center_grid, reference, f"{name}/center_grid_after")
+
+
+def test_mixed_view_loss_equals_the_recorded(reference):
+    center = torch.zeros(1, K)
+    for step in ("step0", "step1"):
+        student = views(reference[f"{step}/in/s_cls"], (1,) * len(SIZES))
+        teacher = views(reference[f"{step}/in/t_cls"], (1, 1))
+        targets = torch.from_numpy(reference[f"{step}/in/targets_mixup"])
+        temperature = float(reference[f"view_mixup/{step}/teacher_temp"])
+        log_probs = [student_log_probs(view, 0.1).squeeze(1) for view in student]
+        probs = [teacher_probs(view, center, temperature).squeeze(1) for view in teacher]
+        loss = torch.stack(
+            [
+                mixed_view_loss(log_probs[s], probs[t], targets[s])
+                for t, s in view_pairs(len(SIZES), 2)
+            ]
+        ).mean()
+        loss.backward()
+        assert_equals_recorded(loss, reference, f"view_mixup/{step}/loss")
+        gradient = rows([view.grad for view in student])
+        assert_equals_recorded(gradient, reference, f"view_mixup/{step}/grad_s_cls")
+        center = 0.9 * center + 0.1 * rows(teacher).detach().mean(dim=0, keepdim=True)
+
+
+def test_state_has_the_published_names(reference):
+    assert list(Loss(K).state_dict()) == list(reference["state_dict_keys"])
+    assert json.loads(bytes(reference["config_json"]).decode())["K"] == K
+
+
+def random_output(sizes, *, images=2, dim=4, prototypes=6, with_region=True):
+    def head(lengths):
+        return HeadOutput(
+            tuple(torch.randn(images, length, dim) for length in lengths),
+            torch.randn(prototypes, dim),
+        )
+
+    features = tuple(torch.randn(images, size, 5) for size in sizes)
+    return NetworkOutput(head([1] * len(sizes)), head(sizes) if with_region else None, features)
+
+
+@pytest.mark.parametrize("loss_class", [Loss, FusedLoss])
+@pytest.mark.parametrize("sizes", [(5, 4), (5, 5, 2), (5, 5, 3, 2, 2), (6, 3, 1, 4)])
+def test_any_number_and_size_of_views_equals_the_written_out_sum(loss_class, sizes):
+    torch.manual_seed(0)
+    student, teacher = random_output(sizes), random_output(sizes[:2])
+    loss = loss_class(6)
+    loss.center.normal_()
+    loss.center_grid.normal_()
+
+    losses = loss(student, teacher, 0.5)
+
+    def scaled(head, center, temperature):
+        return [(logits - center) / temperature for logits in head.logits()]
+
+    zeros = torch.zeros(1, 6)
+    expected_view = oracles_loss.all_pairs(
+        scaled(student.view, zeros, 0.1),
+        scaled(teacher.view, loss.center, 0.5),
+        [torch.ones(2, 1, 1)] * len(sizes),
+        [torch.ones(2, 1, 1)] * 2,
+    )
+    expected_region = oracles_loss.all_pairs(
+        scaled(student.region, zeros, 0.1),
+        scaled(teacher.region, loss.center_grid, 0.5),
+        student.region_features,
+        teacher.region_features,
+    )
+    torch.testing.assert_close(losses.view, expected_view, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses.region, expected_region, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses.total, 0.5 * losses.view + 0.5 * losses.region)
+
+
+def test_region_loss_equals_the_written_out_sum():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
+    student_logits, teacher_logits = torch.randn(2, 3, 6), torch.randn(2, 5, 6)
+    loss = region_loss(
+        student_logits.log_softmax(-1), teacher_logits.softmax(-1), match_regions(student, teacher)
+    )
+    expected = oracles_loss.region_loss(student_logits, teacher_logits, student, teacher)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_view_loss_by_hand():
+    log_probs = torch.tensor([[0.5, 0.5], [0.25, 0.75]]).log()
+    probs = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    expected = (np.log(2) + np.log(4 / 3)) / 2
+    assert view_loss(log_probs, probs).item() == pytest.approx(expected)
+
+
+def test_match_ignores_length():
+    student = torch.tensor([[[1.0, 0.1]]])
+    teacher = torch.tensor([[[0.5, 0.0], [9.0, 9.0]]])
+    assert match_regions(student, teacher).tolist() == [[0]]
+
+
+def test_paper_weights_double_the_loss():
+    torch.manual_seed(0)
+    student, teacher = random_output((5, 5, 2)), random_output((5, 5))
+    half = Loss(6)(student, teacher, 0.5).total
+    full = Loss(6, view_weight=1, region_weight=1)(student, teacher, 0.5).total
+    torch.testing.assert_close(full, 2 * half)
+
+
+def test_forward_leaves_centers_alone():
+    torch.manual_seed(0)
+    loss = Loss(6)
+    loss(random_output((5, 5, 2)), random_output((5, 5)), 0.5)
+    assert not loss.center.any()
+    assert not loss.center_grid.any()
+
+
+def test_view_task_alone_needs_no_region_head():
+    torch.manual_seed(0)
+    student = random_output((5, 5, 2), with_region=False)
+    teacher = random_output((5, 5), with_region=False)
+    loss = Loss(6, view_weight=1, region_weight=0)
+    losses = loss(student, teacher, 0.5)
+    loss.update_centers(teacher)
+    assert losses.region == 0
+    assert losses.total == losses.view
+    assert not loss.center_grid.any()
+
+
+def test_region_task_alone_leaves_the_view_center():
+    torch.manual_seed(0)
+    loss = Loss(6, view_weight=0, region_weight=1)
+    teacher = random_output((5, 5))
+    losses = loss(random_output((5, 5, 2)), teacher, 0.5)
+    loss.update_centers(teacher)
+    assert losses.view == 0
+    assert not loss.center.any()
+    assert loss.center_grid.any()
+
+
+def test_region_task_without_region_head_is_refused():
+    student = random_output((5, 5), with_region=False)
+    with pytest.raises(ValueError, match="region head"):
+        Loss(6)(student, student, 0.5)
+
+
+def test_lone_view_is_refused():
+    with pytest.raises(ValueError, match="1 student and 1 teacher views make no pair"):
+        view_pairs(1, 1)
+
+
+@pytest.mark.parametrize("weights", [(0, 0), (-1, 1)])
+def test_weights_that_ask_for_nothing_are_refused(weights):
+    with pytest.raises(ValueError, match="loss weights are"):
+        Loss(6, view_weight=weights[0], region_weight=weights[1])
+
+
+def test_mean_of_logits_is_logits_of_mean():
+    torch.manual_seed(0)
+    head = random_output((5, 3)).region
+    expected = rows(head.logits()).mean(dim=0, keepdim=True)
+    torch.testing.assert_close(mean_logits(head), expected)
+
+
+def test_alone_the_average_over_processes_is_the_value():
+    values = torch.ones(3)
+    assert average_over_processes(values) is values
+
+
+def average_of_ranks(rank, store, results):
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(store, 2), rank=rank, world_size=2
+    )
+    results[rank] = average_over_processes(torch.tensor([2.0 * rank, 5.0])).tolist()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_average(tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(
+            average_of_ranks, args=(str(tmp_path / "store"), results), nprocs=2
+        )
+        assert dict(results) == {0: [1.0, 5.0], 1: [1.0, 5.0]}
