@@ -1,0 +1,188 @@
+"""Window geometry without parameters: which position goes into which window, and who sees whom.
+
+Cutting a map into shifted, padded windows is a permutation of its positions with some empty slots.
+The permutation is worked out once for each size and device and kept, so that a forward pass moves
+every position exactly once, by index, instead of padding, rolling and transposing the map.
+
+Shape letters: B batch, H W height and width of a map, C channels, M window side, N windows a map.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NOT_ADJACENT = -100.0
+"""Added to scores between positions that only the shift brought together; the published value."""
+
+_MAX_LAYOUTS = 256
+_layouts: dict[tuple["Windows", int, int, torch.device], "Layout"] = {}
+
+
+class Windows(NamedTuple):
+    """How a block cuts its map.
+
+    Attributes:
+        side: Window side M.
+        shift: By how many positions the map is rolled up and left before it is cut.
+        mask_padding: Whether padding is hidden from attention.
+    """
+
+    side: int
+    shift: int = 0
+    mask_padding: bool = False
+
+
+class Layout(NamedTuple):
+    """Where the positions of one map size go.
+
+    Attributes:
+        slots: (N, M * M) int64, the map position in each slot of each window; H * W is padding.
+        positions: (H * W,) int64, the slot of each map position, counted through all windows.
+        mask: (N, 1, M * M, M * M) added to the scores, or None where all of a window see all.
+        is_one_window: Whether the map is one window as it is, so that nothing has to move.
+    """
+
+    slots: Tensor
+    positions: Tensor
+    mask: Tensor | None
+    is_one_window: bool
+
+
+def layout_of(windows: Windows, H: int, W: int, device: torch.device) -> Layout:
+    """Give the layout of an (H, W) map: computed at the first call, remembered for the next."""
+    key = (windows, H, W, device)
+    if key in _layouts:
+        return _layouts[key]
+    if torch.compiler.is_compiling():  # a traced tensor must not outlive its trace
+        return _new_layout(windows, H, W, device)
+    if len(_layouts) >= _MAX_LAYOUTS:
+        _layouts.pop(next(iter(_layouts)))
+    with torch.inference_mode(False):  # an inference tensor could not be used in training later
+        _layouts[key] = _new_layout(windows, H, W, device)
+    return _layouts[key]
+
+
+def to_windows(x: Tensor, layout: Layout) -> Tensor:
+    """Cut maps (B, H, W, C) into windows (B * N, M * M, C), image by image; padding is zero."""
+    B, H, W, C = x.shape
+    x = x.reshape(B, H * W, C)
+    if not layout.is_one_window:
+        x = _move(x, layout.slots.flatten(), layout.positions)
+    return x.reshape(-1, layout.slots.shape[1], C)
+
+
+def from_windows(x: Tensor, layout: Layout, H: int, W: int) -> Tensor:
+    """Put windows (B * N, M * M, C) together to maps (B, H, W, C); undoes `to_windows`."""
+    C = x.shape[-1]
+    x = x.reshape(-1, layout.slots.numel(), C)
+    if not layout.is_one_window:
+        x = _move(x, layout.positions, layout.slots.flatten())
+    return x.reshape(-1, H, W, C)
+
+
+def between_positions(weights: Tensor, layout: Layout) -> Tensor:
+    """Spread attention inside windows to attention between all positions of a map.
+
+    Args:
+        weights: (B * N, heads, M * M, M * M) attention of each slot to each slot of its window.
+        layout: The layout that cut the map.
+
+    Returns:
+        (B, heads, H * W, H * W), zero across windows; what goes to padding is left out.
+    """
+    num_windows, area = layout.slots.shape
+    heads = weights.shape[1]
+    if layout.is_one_window:
+        return weights
+    window, slot = layout.positions // area, layout.positions % area
+    weights = weights.reshape(-1, num_windows, heads, area, area).transpose(1, 2)
+    spread = weights[:, :, window[:, None], slot[:, None], slot[None, :]]
+    return spread * (window[:, None] == window[None, :])
+
+
+def relative_position_index(side: int) -> Tensor:
+    """Number the offsets between the positions of a window (Swin, section 3.2).
+
+    Returns:
+        (M * M, M * M) int64 rows of a table of (2 M - 1)^2 offsets, row by row of the offset
+        query minus key.
+    """
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    dy = y[:, None] - y[None, :] + side - 1
+    dx = x[:, None] - x[None, :] + side - 1
+    return dy * (2 * side - 1) + dx
+
+
+def _new_layout(windows: Windows, H: int, W: int, device: torch.device) -> Layout:
+    """Work out a layout."""
+    M, shift, _ = windows
+    bottom, right = -H % M, -W % M
+    numbers = torch.arange(H * W).view(H, W)
+    numbers = F.pad(numbers, (0, right, 0, bottom), value=H * W)
+    slots = _cut(numbers.roll((-shift, -shift), (0, 1)), M)
+    positions = slots.flatten().argsort()[: H * W]
+    mask = _mask(windows, H + bottom, W + right, slots == H * W)
+    is_one_window = slots.shape[0] == 1 and not (bottom or right or shift)
+    return Layout(
+        slots=slots.to(device),
+        positions=positions.to(device),
+        mask=None if mask is None else mask.to(device),
+        is_one_window=is_one_window,
+    )
+
+
+def _mask(windows: Windows, H: int, W: int, is_padding: Tensor) -> Tensor | None:
+    """Make the additive mask of a padded (H, W) map, or None if it would be all zero."""
+    M, shift, mask_padding = windows
+    mask = torch.zeros(is_padding.shape[0], M * M, M * M)
+    if shift:
+        areas = _cut(3 * _bands(H, M, shift)[:, None] + _bands(W, M, shift)[None, :], M)
+        mask = mask.masked_fill(areas[:, :, None] != areas[:, None, :], NOT_ADJACENT)
+    if mask_padding:
+        mask = mask.masked_fill(is_padding[:, None, :], -torch.inf)
+    return mask[:, None] if shift or (mask_padding and is_padding.any()) else None
+
+
+def _bands(length: int, side: int, shift: int) -> Tensor:
+    """Number the stretches of a rolled axis that were adjacent before: (length,), 0 to 2."""
+    at = torch.arange(length)
+    return (at >= length - side).long() + (at >= length - shift).long()
+
+
+def _cut(grid: Tensor, side: int) -> Tensor:
+    """Cut an (H, W) grid into windows (N, M * M), row by row."""
+    H, W = grid.shape
+    grid = grid.view(H // side, side, W // side, side).transpose(1, 2)
+    return grid.reshape(-1, side * side)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Take rows of x (B, L, C) by an index of any length; L stands for a row of zeros."""
+    if index.shape[0] > x.shape[1]:
+        x = F.pad(x, (0, 0, 0, 1))
+    return x.index_select(1, index)
+
+
+class _Move(torch.autograd.Function):
+    """Rows moved by index; the gradient moves back by the inverse index, without scattering."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:  # ctx is torch's
+        ctx.save_for_backward(index, inverse)
+        return _take(x, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # ctx is torch's
+        _, inverse = ctx.saved_tensors
+        return _take(grads[0], inverse), None, None
+
+
+def _move(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    """Move rows of x (B, L, C) to where index says; inverse moves them back."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        moved: Tensor = _Move.apply(x, index, inverse)  # type: ignore[no-untyped-call]  # torch's
+        return moved
+    return _take(x, index)

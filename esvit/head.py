@@ -1,0 +1,78 @@
+"""The projection head of DINO (Caron et al. 2021, section 3.1), used by both tasks of EsViT.
+
+An MLP leads to a bottleneck on the unit sphere; a weight-normed linear layer compares it with K
+prototypes. Losses that never store logits stop at the bottleneck and take the prototypes apart.
+
+Shape letters: N rows (views or regions), C features, D bottleneck, K prototypes.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from esvit.config import HeadConfig
+
+
+class WeightNormed(nn.Module):
+    """The prototypes as direction and length, under the names of the published checkpoints."""
+
+    def __init__(self, in_dim: int, num_prototypes: int, norm_last_layer: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), not norm_last_layer)
+        self.weight_v = nn.Parameter(torch.empty(num_prototypes, in_dim))
+        nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))  # as nn.Linear does
+
+    @property
+    def weight(self) -> Tensor:
+        """Effective weight (K, D): every row of length `weight_g`."""
+        length: Tensor = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
+        return self.weight_v * (self.weight_g / length)
+
+
+class ProjectionHead(nn.Module):
+    """Features to logits over K prototypes."""
+
+    def __init__(self, in_dim: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mlp = _mlp(in_dim, config)
+        self.mlp.apply(_initialise)
+        self.last_layer = WeightNormed(
+            config.bottleneck_dim, config.num_prototypes, config.norm_last_layer
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features (N, C) to logits (N, K)."""
+        return F.linear(self.bottleneck(x), self.prototypes)
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """Map features (N, C) to points (N, D) on the unit sphere."""
+        return F.normalize(self.mlp(x), dim=-1)
+
+    @property
+    def prototypes(self) -> Tensor:
+        """Effective prototypes (K, D), with gradients to direction and (if free) length."""
+        return self.last_layer.weight
+
+
+def _mlp(in_dim: int, config: HeadConfig) -> nn.Module:
+    """Make the layers up to the bottleneck; a single one is no sequence in the published names."""
+    if config.num_layers == 1:
+        return nn.Linear(in_dim, config.bottleneck_dim)
+    layers: list[nn.Module] = []
+    dims = [in_dim, *[config.hidden_dim] * (config.num_layers - 1)]
+    for dim in dims[:-1]:
+        layers.append(nn.Linear(dim, config.hidden_dim))
+        if config.use_bn:
+            layers.append(nn.BatchNorm1d(config.hidden_dim))
+        layers.append(nn.GELU())
+    return nn.Sequential(*layers, nn.Linear(dims[-1], config.bottleneck_dim))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Draw a linear layer as published."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
