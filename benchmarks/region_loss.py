@@ -21,28 +21,21 @@ import torch
 from torch.nn import functional as F
 
 from esvit.fused_loss import FusedLoss
-from esvit.loss import HeadOutput, Loss, NetworkOutput
+from esvit.loss import Loss
+from esvit.model import Projections
 
 SIZES = (49, 49) + 8 * (9,)
 DIM, BOTTLENECK = 768, 256
 FORMS = {"written": Loss, "fused": FusedLoss}
 
 
-def make_output(batch: int, sizes: tuple[int, ...], num_prototypes: int) -> NetworkOutput:
+def make_output(batch: int, sizes: tuple[int, ...], num_prototypes: int) -> Projections:
     """Make random features, unit bottlenecks and unit prototypes; the latter two are leaves."""
-    rows = tuple(
-        F.normalize(torch.randn(batch, size, BOTTLENECK), dim=-1).requires_grad_() for size in sizes
-    )
+    num_rows = batch * sum(sizes)
+    rows = F.normalize(torch.randn(num_rows, BOTTLENECK), dim=-1).requires_grad_()
     prototypes = F.normalize(torch.randn(num_prototypes, BOTTLENECK), dim=-1).requires_grad_()
-    head = HeadOutput(rows, prototypes)
-    features = tuple(torch.randn(batch, size, DIM) for size in sizes)
-    return NetworkOutput(head, head, features)
-
-
-def leaves(output: NetworkOutput) -> list[torch.Tensor]:
-    """List what the region task gives gradients to."""
-    assert output.region is not None
-    return [*output.region.bottleneck, output.region.prototypes]
+    features = torch.randn(num_rows, DIM)
+    return Projections(rows, prototypes, rows, prototypes, features, sizes)
 
 
 def resident_mb(field: str) -> float:
@@ -63,8 +56,7 @@ def measure(form: str, precision: str, batch: int, repetitions: int, num_prototy
     before = resident_mb("VmRSS")
     seconds = []
     for _ in range(repetitions + 1):
-        for leaf in leaves(student):
-            leaf.grad = None
+        student.view.grad = student.view_prototypes.grad = None
         start = time.perf_counter()
         with torch.autocast("cpu", enabled=precision == "bf16"):
             total = loss(student, teacher, 0.04).total

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from esvit.loss import HeadOutput, Loss, NetworkOutput, match_regions, region_heads, view_pairs
+from esvit.loss import Loss, match_regions, region_head, split_views, view_pairs
+from esvit.model import Projections
 
 CHUNK_BYTES = 64 * 2**20
 """Unnormalised probabilities that live at once."""
@@ -101,43 +102,43 @@ class FusedLoss(Loss):
     """`Loss` in a fraction of its memory and time; the same arguments, state and numbers."""
 
     def view_task(
-        self, student: NetworkOutput, teacher: NetworkOutput, teacher_temperature: float
+        self, student: Projections, teacher: Projections, teacher_temperature: float
     ) -> Tensor:
         """Mean cross-entropy over all pairs of views: a view is its own only region."""
-        if self.view_weight == 0:
-            return self.center.new_zeros(())
-        weights = assignment(
-            [torch.ones_like(view[..., :1]) for view in student.view.bottleneck],
-            [torch.ones_like(view[..., :1]) for view in teacher.view.bottleneck],
+        student_views = split_views(student.view, (1,) * len(student.regions_per_view))
+        teacher_views = split_views(teacher.view, (1,) * len(teacher.regions_per_view))
+        targets = Targets(
+            torch.cat(teacher_views, dim=1).detach(),
+            teacher.view_prototypes.detach(),
+            self.center,
+            teacher_temperature,
+            assignment(
+                [torch.ones_like(view[..., :1]) for view in student_views],
+                [torch.ones_like(view[..., :1]) for view in teacher_views],
+            ),
         )
-        return self._task(
-            student.view,
-            _targets(teacher.view, self.center, teacher_temperature, weights),
-        )
+        rows = torch.cat(student_views, dim=1)  # (B, V, D)
+        return fused_cross_entropy(rows, student.view_prototypes, self.student_temperature, targets)
 
     def region_task(
-        self, student: NetworkOutput, teacher: NetworkOutput, teacher_temperature: float
+        self, student: Projections, teacher: Projections, teacher_temperature: float
     ) -> Tensor:
         """Mean cross-entropy over all pairs of views of their matched regions."""
-        if self.region_weight == 0:
-            return self.center.new_zeros(())
-        student_head, teacher_head = region_heads(student, teacher)
-        weights = assignment(student.region_features, teacher.region_features)
-        return self._task(
-            student_head,
-            _targets(teacher_head, self.center_grid, teacher_temperature, weights),
+        student_bottleneck, student_prototypes = region_head(student)
+        teacher_bottleneck, teacher_prototypes = region_head(teacher)
+        teacher_views = split_views(teacher_bottleneck, teacher.regions_per_view)
+        targets = Targets(
+            torch.cat(teacher_views, dim=1).detach(),
+            teacher_prototypes.detach(),
+            self.center_grid,
+            teacher_temperature,
+            assignment(
+                split_views(student.region_features, student.regions_per_view),
+                split_views(teacher.region_features, teacher.regions_per_view),
+            ),
         )
-
-    def _task(self, student: HeadOutput, targets: Targets) -> Tensor:
-        """Hand one task's rows to the fused form."""
-        rows = torch.cat(student.bottleneck, dim=1)  # (B, S, D)
-        return fused_cross_entropy(rows, student.prototypes, self.student_temperature, targets)
-
-
-def _targets(teacher: HeadOutput, center: Tensor, temperature: float, weights: Tensor) -> Targets:
-    """Lay the teacher's views side by side: (B, T, D)."""
-    rows = torch.cat(teacher.bottleneck, dim=1)
-    return Targets(rows.detach(), teacher.prototypes.detach(), center, temperature, weights)
+        rows = torch.cat(split_views(student_bottleneck, student.regions_per_view), dim=1)
+        return fused_cross_entropy(rows, student_prototypes, self.student_temperature, targets)
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
@@ -191,17 +192,20 @@ def _loss_and_gradients(
     gathered = weights.transpose(1, 2) @ rows  # z, (B, T, D)
     grad = torch.zeros_like(prototypes, dtype=torch.float32) if wants_prototypes else None
 
+    workspace = _Workspace(
+        prototypes, max(rows[..., 0].numel(), targets.bottleneck[..., 0].numel())
+    )
     student = _expect(
         _Rows(rows / temperature, totals * rows / temperature),
         _Keys(prototypes, None),
-        prototypes,
-        grad,
+        _Values(prototypes, grad),
+        workspace,
     )
     teacher = _expect(
         _Rows(targets.bottleneck.float() / targets.temperature, gathered / -temperature),
         _Keys(targets.prototypes.to(dtype), targets.center.flatten() / -targets.temperature),
-        prototypes,
-        grad,
+        _Values(prototypes, grad),
+        workspace,
     )
     loss = (totals.squeeze(-1) * student.logsumexp).sum()
     loss = loss - (teacher.mean * gathered).sum() / temperature
@@ -223,6 +227,13 @@ class _Keys(NamedTuple):
     bias: Tensor | None  # (K,) float32
 
 
+class _Values(NamedTuple):
+    """What is averaged over each row's softmax, and where its gradient is gathered."""
+
+    prototypes: Tensor  # (K, D)
+    grad: Tensor | None  # (K, D) float32
+
+
 class _Expectation(NamedTuple):
     """Of each row's softmax over the prototypes."""
 
@@ -231,42 +242,60 @@ class _Expectation(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Some prototypes and the unnormalised probabilities that a chunk of N rows gives them."""
+    """Some prototypes, and room for what a chunk of N rows says of them."""
 
     span: slice
-    exps: Tensor  # (N, width)
+    exps: Tensor  # (N, width), kept until the chunk is done
+    logits: Tensor  # (N, width) float32, used again by the next block
 
 
-def _expect(rows: _Rows, keys: _Keys, values: Tensor, grad_values: Tensor | None) -> _Expectation:
-    """Give each row's mean value under its softmax; adds softmax^T cotangents to `grad_values`."""
+class _Workspace:
+    """Memory for one chunk of rows, used again by all: fresh pages cost as much as the sums."""
+
+    def __init__(self, like: Tensor, num_rows: int) -> None:
+        """Take memory for at most `num_rows` rows against prototypes (K, D)."""
+        self.K = len(like)
+        self.max_rows = min(num_rows, max(1, CHUNK_BYTES // (self.K * like.element_size())))
+        self.width = min(self.K, max(256, BLOCK_BYTES // (4 * self.max_rows) // 256 * 256))
+        self.exps = like.new_empty(self.max_rows * self.K)
+        self.logits = (
+            self.exps
+            if like.dtype == torch.float32
+            else like.new_empty(self.max_rows * self.width, dtype=torch.float32)
+        )
+
+    def blocks(self, num_rows: int) -> list[_Block]:
+        """Cut the memory into one contiguous piece for each block of prototypes."""
+        ends = range(self.width, self.K + self.width, self.width)
+        spans = [slice(end - self.width, min(end, self.K)) for end in ends]
+        blocks = []
+        for span in spans:
+            start, length = num_rows * span.start, num_rows * (span.stop - span.start)
+            exps = self.exps[start : start + length].view(num_rows, -1)
+            logits = exps if self.logits is self.exps else self.logits[:length].view(num_rows, -1)
+            blocks.append(_Block(span, exps, logits))
+        return blocks
+
+
+def _expect(rows: _Rows, keys: _Keys, values: _Values, workspace: _Workspace) -> _Expectation:
+    """Give each row's mean value under its softmax; adds softmax^T cotangents to `values.grad`."""
     B, L, D = rows.queries.shape
-    K = len(values)
-    num_chunks = -(-B * L * K * values.element_size() // CHUNK_BYTES)
+    num_chunks = -(-B * L // workspace.max_rows)
     chunk_rows = -(-B * L // num_chunks)
-    workspace = values.new_empty(chunk_rows * K)
     means, logsumexps = [], []
     for queries, cotangents in zip(
-        torch.split(rows.queries.flatten(0, 1).to(values.dtype), chunk_rows),
+        torch.split(rows.queries.flatten(0, 1).to(values.prototypes.dtype), chunk_rows),
         torch.split(rows.cotangents.flatten(0, 1), chunk_rows),
         strict=True,
     ):
-        blocks = _blocks(workspace, len(queries), K)
-        mean, logsumexp, maxima = _expect_chunk(queries, keys, values, blocks)
+        blocks = workspace.blocks(len(queries))
+        mean, logsumexp, maxima = _expect_chunk(queries, keys, values.prototypes, blocks)
         means.append(mean)
         logsumexps.append(logsumexp)
-        if grad_values is not None:
-            _add_products(grad_values, blocks, maxima, logsumexp, cotangents)
+        if values.grad is not None:
+            shifts = [maximum - logsumexp for maximum in maxima]
+            _add_products(values.grad, blocks, shifts, cotangents)
     return _Expectation(torch.cat(means).view(B, L, D), torch.cat(logsumexps).view(B, L))
-
-
-def _blocks(workspace: Tensor, num_rows: int, K: int) -> list[_Block]:
-    """Cut the workspace into one contiguous piece for each block of prototypes."""
-    width = max(256, BLOCK_BYTES // (4 * num_rows) // 256 * 256)
-    spans = [slice(start, min(start + width, K)) for start in range(0, K, width)]
-    return [
-        _Block(span, workspace[num_rows * span.start : num_rows * span.stop].view(num_rows, -1))
-        for span in spans
-    ]
 
 
 def _expect_chunk(
@@ -275,46 +304,42 @@ def _expect_chunk(
     """Fill the blocks; (N, D) means, (N, 1) logsumexps, and the (N, 1) maximum of each block.
 
     One sweep: what was summed under an older maximum is rescaled (Milakov and Gimelshein 2018,
-    online normalizer calculation for softmax).
+    Online normalizer calculation for softmax).
     """
     mean = queries.new_zeros(queries.shape, dtype=torch.float32)
     total = mean.new_zeros(len(mean), 1)
     maximum = torch.full_like(total, -torch.inf)
     maxima = []
-    for span, exps in blocks:
-        block_maximum, block_total = _exponentiate(queries, keys, span, exps)
+    for block in blocks:
+        block_maximum, block_total = _exponentiate(queries, keys, block)
         maxima.append(block_maximum)
         new_maximum = torch.maximum(maximum, block_maximum)
         old, new = (maximum - new_maximum).exp_(), (block_maximum - new_maximum).exp_()
         total = total * old + block_total * new
-        mean.mul_(old).addcmul_((exps @ values[span]).float(), new)
+        mean.mul_(old).addcmul_((block.exps @ values[block.span]).float(), new)
         maximum = new_maximum
     return mean.div_(total), maximum + total.log(), maxima
 
 
-def _exponentiate(queries: Tensor, keys: _Keys, span: slice, exps: Tensor) -> tuple[Tensor, Tensor]:
-    """Write exp(logits - their maximum) into `exps`; (N, 1) maxima and sums, float32."""
-    torch.mm(queries, keys.prototypes[span].T, out=exps)
-    logits = exps.float()
+def _exponentiate(queries: Tensor, keys: _Keys, block: _Block) -> tuple[Tensor, Tensor]:
+    """Write exp(logits - their maximum) into the block; (N, 1) maxima and sums, float32."""
+    torch.mm(queries, keys.prototypes[block.span].T, out=block.exps)
+    logits = block.logits.copy_(block.exps)  # in float32 they are the same memory, nothing moves
     if keys.bias is not None:
-        logits.add_(keys.bias[span])
+        logits.add_(keys.bias[block.span])
     maximum = logits.amax(dim=1, keepdim=True)
     logits.sub_(maximum).exp_()
-    exps.copy_(logits)  # in float32 they are the same memory and nothing moves
+    block.exps.copy_(logits)
     return maximum, logits.sum(dim=1, keepdim=True)
 
 
 def _add_products(
-    grad: Tensor,
-    blocks: list[_Block],
-    maxima: list[Tensor],
-    logsumexp: Tensor,
-    cotangents: Tensor,
+    grad: Tensor, blocks: list[_Block], shifts: list[Tensor], cotangents: Tensor
 ) -> None:
     """Add softmax^T cotangents to the (K, D) gradient; the softmax's scale goes to D columns."""
-    for (span, exps), maximum in zip(blocks, maxima, strict=True):
-        scaled = (cotangents * (maximum - logsumexp).exp()).to(exps.dtype)
-        if exps.dtype == grad.dtype:
-            grad[span].addmm_(exps.T, scaled)
+    for block, shift in zip(blocks, shifts, strict=True):
+        scaled = (cotangents * shift.exp()).to(block.exps.dtype)
+        if scaled.dtype == grad.dtype:
+            grad[block.span].addmm_(block.exps.T, scaled)
         else:
-            grad[span].add_(exps.T @ scaled)
+            grad[block.span].add_(block.exps.T @ scaled)

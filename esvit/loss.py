@@ -1,11 +1,11 @@
 """The two tasks of EsViT, written to be read: what each equation says, tensor by tensor.
 
 `fused_loss.py` gives the same numbers without ever storing logits; this file is what it is checked
-against. The losses start where the bottleneck of a projection head ends, so that both paths take
-the same arguments: logits are `bottleneck @ prototypes^T`.
+against. Both start from `Projections`, where the bottlenecks of the heads end, and make the logits
+themselves. Of the backbone nothing is known but its region features.
 
-Shapes: B images, L regions of a view (S of a student's, T of a teacher's), C channels of the
-backbone's features, D of the bottleneck, K prototypes.
+Shapes: V views, B images, L regions of a view (S of a student's, T of a teacher's), R rows (the sum
+of B * L over the views), C channels of the backbone's features, D of the bottleneck, K prototypes.
 """
 
 from collections.abc import Sequence
@@ -16,35 +16,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-class HeadOutput(NamedTuple):
-    """What a projection head says of all views, before its last matrix product.
-
-    Attributes:
-        bottleneck: (B, L, D) for each view; L = 1 for the view head.
-        prototypes: (K, D), the rows the bottleneck is compared with.
-    """
-
-    bottleneck: tuple[Tensor, ...]
-    prototypes: Tensor
-
-    def logits(self) -> tuple[Tensor, ...]:
-        """Compare with the prototypes: (B, L, K) for each view."""
-        return tuple(F.linear(bottleneck, self.prototypes) for bottleneck in self.bottleneck)
-
-
-class NetworkOutput(NamedTuple):
-    """What a network says of all views.
-
-    Attributes:
-        view: The view head's output.
-        region: The region head's output; None if the network is trained on the view task alone.
-        region_features: (B, L, C) for each view, the backbone's, before any head.
-    """
-
-    view: HeadOutput
-    region: HeadOutput | None
-    region_features: tuple[Tensor, ...]
+from esvit.model import Projections
 
 
 class Losses(NamedTuple):
@@ -142,14 +114,18 @@ def region_loss(log_probs: Tensor, probs: Tensor, match: Tensor) -> Tensor:
     return -(probs[images, match] * log_probs).sum(dim=-1).mean()
 
 
-def mean_logits(output: HeadOutput) -> Tensor:
+def mean_logits(bottleneck: Tensor, prototypes: Tensor) -> Tensor:
     """Mean of all logits of a batch, (1, K) float32, without making them.
 
     The last layer is linear: the mean of the logits is the logits of the mean.
+
+    Args:
+        bottleneck: (R, D).
+        prototypes: (K, D).
     """
-    with torch.no_grad(), torch.autocast(output.prototypes.device.type, enabled=False):
-        rows = torch.cat([view.flatten(0, 1) for view in output.bottleneck]).float()
-        return F.linear(rows.mean(dim=0, keepdim=True), output.prototypes.float())
+    with torch.no_grad(), torch.autocast(prototypes.device.type, enabled=False):
+        mean = bottleneck.float().mean(dim=0, keepdim=True)
+        return F.linear(mean, prototypes.float())
 
 
 def average_over_processes(values: Tensor) -> Tensor:
@@ -204,7 +180,7 @@ class Loss(nn.Module):
         self.register_buffer("center_grid", torch.zeros(1, num_prototypes))
 
     def forward(
-        self, student: NetworkOutput, teacher: NetworkOutput, teacher_temperature: float
+        self, student: Projections, teacher: Projections, teacher_temperature: float
     ) -> Losses:
         """Compare the student's views with the teacher's; reads the centers, changes nothing.
 
@@ -213,82 +189,71 @@ class Loss(nn.Module):
             teacher: Of the global views.
             teacher_temperature: Divides the teacher's centered logits.
         """
-        view = self.view_task(student, teacher, teacher_temperature)
-        region = self.region_task(student, teacher, teacher_temperature)
-        return Losses(
-            self.view_weight * view + self.region_weight * region, view.detach(), region.detach()
-        )
+        view = region = self.center.new_zeros(())
+        if self.view_weight > 0:
+            view = self.view_task(student, teacher, teacher_temperature)
+        if self.region_weight > 0:
+            region = self.region_task(student, teacher, teacher_temperature)
+        total = self.view_weight * view + self.region_weight * region
+        return Losses(total, view.detach(), region.detach())
 
     def view_task(
-        self, student: NetworkOutput, teacher: NetworkOutput, teacher_temperature: float
+        self, student: Projections, teacher: Projections, teacher_temperature: float
     ) -> Tensor:
         """Mean of `view_loss` over all pairs."""
-        if self.view_weight == 0:
-            return self.center.new_zeros(())
-        probs = [
-            teacher_probs(logits, self.center, teacher_temperature).squeeze(1)
-            for logits in teacher.view.logits()
-        ]
-        log_probs = [
-            student_log_probs(logits, self.student_temperature).squeeze(1)
-            for logits in student.view.logits()
-        ]
-        pairs = view_pairs(len(log_probs), len(probs))
+        num_student, num_teacher = len(student.regions_per_view), len(teacher.regions_per_view)
+        student_logits = F.linear(student.view, student.view_prototypes).chunk(num_student)
+        teacher_logits = F.linear(teacher.view, teacher.view_prototypes).chunk(num_teacher)
+        log_probs = [student_log_probs(view, self.student_temperature) for view in student_logits]
+        probs = [teacher_probs(view, self.center, teacher_temperature) for view in teacher_logits]
+        pairs = view_pairs(num_student, num_teacher)
         return torch.stack([view_loss(log_probs[s], probs[t]) for t, s in pairs]).mean()
 
     def region_task(
-        self, student: NetworkOutput, teacher: NetworkOutput, teacher_temperature: float
+        self, student: Projections, teacher: Projections, teacher_temperature: float
     ) -> Tensor:
         """Mean of `region_loss` over all pairs."""
-        if self.region_weight == 0:
-            return self.center.new_zeros(())
-        student_head, teacher_head = region_heads(student, teacher)
+        student_logits = split_views(F.linear(*region_head(student)), student.regions_per_view)
+        teacher_logits = split_views(F.linear(*region_head(teacher)), teacher.regions_per_view)
+        student_features = split_views(student.region_features, student.regions_per_view)
+        teacher_features = split_views(teacher.region_features, teacher.regions_per_view)
+        log_probs = [student_log_probs(view, self.student_temperature) for view in student_logits]
         probs = [
-            teacher_probs(logits, self.center_grid, teacher_temperature)
-            for logits in teacher_head.logits()
+            teacher_probs(view, self.center_grid, teacher_temperature) for view in teacher_logits
         ]
-        log_probs = [
-            student_log_probs(logits, self.student_temperature) for logits in student_head.logits()
+        losses = [
+            region_loss(
+                log_probs[s], probs[t], match_regions(student_features[s], teacher_features[t])
+            )
+            for t, s in view_pairs(len(log_probs), len(probs))
         ]
-        matches = match_views(student.region_features, teacher.region_features)
-        losses = [region_loss(log_probs[s], probs[t], match) for (t, s), match in matches.items()]
         return torch.stack(losses).mean()
 
     @torch.no_grad()
-    def update_centers(self, teacher: NetworkOutput) -> None:
+    def update_centers(self, teacher: Projections) -> None:
         """Move both centers towards the mean of the teacher's logits, over all processes."""
+        weight = 1 - self.center_momentum
         if self.view_weight > 0:
-            self.center.lerp_(
-                average_over_processes(mean_logits(teacher.view)), 1 - self.center_momentum
-            )
-        if self.region_weight > 0 and teacher.region is not None:
-            self.center_grid.lerp_(
-                average_over_processes(mean_logits(teacher.region)), 1 - self.center_momentum
-            )
+            mean = mean_logits(teacher.view, teacher.view_prototypes)
+            self.center.lerp_(average_over_processes(mean), weight)
+        if self.region_weight > 0:
+            mean = mean_logits(*region_head(teacher))
+            self.center_grid.lerp_(average_over_processes(mean), weight)
 
 
-def region_heads(student: NetworkOutput, teacher: NetworkOutput) -> tuple[HeadOutput, HeadOutput]:
-    """Give both networks' region heads.
+def region_head(output: Projections) -> tuple[Tensor, Tensor]:
+    """Give a network's region bottleneck (R, D) and prototypes (K, D).
 
     Raises:
-        ValueError: if a network has none.
+        ValueError: if it has no region head.
     """
-    if student.region is None or teacher.region is None:
+    if output.regions is None or output.region_prototypes is None:
         raise ValueError("the region task needs a region head in student and teacher")
-    return student.region, teacher.region
+    return output.regions, output.region_prototypes
 
 
-def match_views(
-    student: Sequence[Tensor], teacher: Sequence[Tensor]
-) -> dict[tuple[int, int], Tensor]:
-    """Match the regions of every pair of views.
-
-    Args:
-        student: (B, S, C) region features of each student view.
-        teacher: (B, T, C) region features of each teacher view.
-
-    Returns:
-        For each pair (teacher view, student view), (B, S) indices into the teacher's regions.
-    """
-    pairs = view_pairs(len(student), len(teacher))
-    return {(t, s): match_regions(student[s], teacher[t]) for t, s in pairs}
+def split_views(rows: Tensor, regions_per_view: Sequence[int]) -> list[Tensor]:
+    """Cut rows (R, columns), which lie view by view, into one (B, L, columns) a view."""
+    B = len(rows) // sum(regions_per_view)
+    views = torch.split(rows, [B * L for L in regions_per_view])
+    return [view.view(B, L, -1) for view, L in zip(views, regions_per_view, strict=True)]

@@ -7,19 +7,19 @@ import torch
 
 from esvit.fused_loss import FusedLoss
 from esvit.loss import (
-    HeadOutput,
     Loss,
-    NetworkOutput,
     average_over_processes,
     match_regions,
     mean_logits,
     mixed_view_loss,
     region_loss,
+    split_views,
     student_log_probs,
     teacher_probs,
     view_loss,
     view_pairs,
 )
+from esvit.model import Projections
 from tests import oracles_loss
 
 REFERENCE = Path(__file__).parent.parent / "reference" / "loss.npz"
@@ -33,27 +33,15 @@ def reference():
         return {name: arrays[name] for name in arrays.files}
 
 
-def views(array, sizes):
-    """Crop-major rows (crop, image, region) as one (B, L, columns) leaf tensor a view."""
-    chunks = torch.from_numpy(array).split([B * size for size in sizes])
-    return tuple(
-        chunk.reshape(B, size, -1).requires_grad_()
-        for chunk, size in zip(chunks, sizes, strict=True)
-    )
-
-
-def rows(tensors):
-    return torch.cat([tensor.flatten(0, 1) for tensor in tensors])
-
-
 def recorded_output(reference, step, who, sizes):
     """The recorded logits, as a bottleneck before prototypes that change nothing."""
 
-    def head(name, lengths):
-        return HeadOutput(views(reference[f"{step}/in/{who}_{name}"], lengths), torch.eye(K))
+    def rows(name):
+        return torch.from_numpy(reference[f"{step}/in/{who}_{name}"]).requires_grad_()
 
-    features = views(reference[f"{step}/in/{who}_fea"], sizes)
-    return NetworkOutput(head("cls", (1,) * len(sizes)), head("region", sizes), features)
+    return Projections(
+        rows("cls"), torch.eye(K), rows("region"), torch.eye(K), rows("fea"), tuple(sizes)
+    )
 
 
 def assert_equals_recorded(actual, reference, name):
@@ -76,26 +64,24 @@ def test_losses_gradients_and_centers_equal_the_recorded(reference, loss_class, 
 
         name = f"{objective}/{step}"
         assert_equals_recorded(total, reference, f"{name}/loss")
-        gradient = rows([view.grad for view in student.view.bottleneck])
-        assert_equals_recorded(gradient, reference, f"{name}/grad_s_cls")
+        assert_equals_recorded(student.view.grad, reference, f"{name}/grad_s_cls")
         assert_equals_recorded(loss.center, reference, f"{name}/center_after")
-        assert all(features.grad is None for features in student.region_features)
-        assert all(view.grad is None for view in teacher.view.bottleneck)
+        assert student.region_features.grad is None
+        assert teacher.view.grad is None
         if weights[1]:
-            gradient = rows([view.grad for view in student.region.bottleneck])
-            assert_equals_recorded(gradient, reference, f"{name}/grad_s_region")
+            assert_equals_recorded(student.regions.grad, reference, f"{name}/grad_s_region")
             assert_equals_recorded(loss.center_grid, reference, f"{name}/center_grid_after")
 
 
 def test_mixed_view_loss_equals_the_recorded(reference):
     center = torch.zeros(1, K)
     for step in ("step0", "step1"):
-        student = views(reference[f"{step}/in/s_cls"], (1,) * len(SIZES))
-        teacher = views(reference[f"{step}/in/t_cls"], (1, 1))
+        student = torch.from_numpy(reference[f"{step}/in/s_cls"]).requires_grad_()
+        teacher = torch.from_numpy(reference[f"{step}/in/t_cls"])
         targets = torch.from_numpy(reference[f"{step}/in/targets_mixup"])
         temperature = float(reference[f"view_mixup/{step}/teacher_temp"])
-        log_probs = [student_log_probs(view, 0.1).squeeze(1) for view in student]
-        probs = [teacher_probs(view, center, temperature).squeeze(1) for view in teacher]
+        log_probs = student_log_probs(student, 0.1).chunk(len(SIZES))
+        probs = teacher_probs(teacher, center, temperature).chunk(2)
         loss = torch.stack(
             [
                 mixed_view_loss(log_probs[s], probs[t], targets[s])
@@ -104,9 +90,8 @@ def test_mixed_view_loss_equals_the_recorded(reference):
         ).mean()
         loss.backward()
         assert_equals_recorded(loss, reference, f"view_mixup/{step}/loss")
-        gradient = rows([view.grad for view in student])
-        assert_equals_recorded(gradient, reference, f"view_mixup/{step}/grad_s_cls")
-        center = 0.9 * center + 0.1 * rows(teacher).detach().mean(dim=0, keepdim=True)
+        assert_equals_recorded(student.grad, reference, f"view_mixup/{step}/grad_s_cls")
+        center = 0.9 * center + 0.1 * teacher.mean(dim=0, keepdim=True)
 
 
 def test_state_has_the_published_names(reference):
@@ -115,14 +100,15 @@ def test_state_has_the_published_names(reference):
 
 
 def random_output(sizes, *, images=2, dim=4, prototypes=6, with_region=True):
-    def head(lengths):
-        return HeadOutput(
-            tuple(torch.randn(images, length, dim) for length in lengths),
-            torch.randn(prototypes, dim),
-        )
-
-    features = tuple(torch.randn(images, size, 5) for size in sizes)
-    return NetworkOutput(head([1] * len(sizes)), head(sizes) if with_region else None, features)
+    num_rows = images * sum(sizes)
+    return Projections(
+        view=torch.randn(images * len(sizes), dim),
+        view_prototypes=torch.randn(prototypes, dim),
+        regions=torch.randn(num_rows, dim) if with_region else None,
+        region_prototypes=torch.randn(prototypes, dim) if with_region else None,
+        region_features=torch.randn(num_rows, 5),
+        regions_per_view=tuple(sizes),
+    )
 
 
 @pytest.mark.parametrize("loss_class", [Loss, FusedLoss])
@@ -136,21 +122,26 @@ def test_any_number_and_size_of_views_equals_the_written_out_sum(loss_class, siz
 
     losses = loss(student, teacher, 0.5)
 
-    def scaled(head, center, temperature):
-        return [(logits - center) / temperature for logits in head.logits()]
+    def logits(rows, prototypes, lengths):
+        return split_views(rows @ prototypes.T, lengths)
 
-    zeros = torch.zeros(1, 6)
+    def scaled(views, center, temperature):
+        return [(view - center) / temperature for view in views]
+
+    zeros, ones = torch.zeros(1, 6), [1] * len(sizes)
     expected_view = oracles_loss.all_pairs(
-        scaled(student.view, zeros, 0.1),
-        scaled(teacher.view, loss.center, 0.5),
+        scaled(logits(student.view, student.view_prototypes, ones), zeros, 0.1),
+        scaled(logits(teacher.view, teacher.view_prototypes, [1, 1]), loss.center, 0.5),
         [torch.ones(2, 1, 1)] * len(sizes),
         [torch.ones(2, 1, 1)] * 2,
     )
     expected_region = oracles_loss.all_pairs(
-        scaled(student.region, zeros, 0.1),
-        scaled(teacher.region, loss.center_grid, 0.5),
-        student.region_features,
-        teacher.region_features,
+        scaled(logits(student.regions, student.region_prototypes, sizes), zeros, 0.1),
+        scaled(
+            logits(teacher.regions, teacher.region_prototypes, sizes[:2]), loss.center_grid, 0.5
+        ),
+        split_views(student.region_features, sizes),
+        split_views(teacher.region_features, sizes[:2]),
     )
     torch.testing.assert_close(losses.view, expected_view, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(losses.region, expected_region, rtol=1e-5, atol=1e-5)
@@ -239,9 +230,9 @@ def test_weights_that_ask_for_nothing_are_refused(weights):
 
 def test_mean_of_logits_is_logits_of_mean():
     torch.manual_seed(0)
-    head = random_output((5, 3)).region
-    expected = rows(head.logits()).mean(dim=0, keepdim=True)
-    torch.testing.assert_close(mean_logits(head), expected)
+    rows, prototypes = torch.randn(10, 4), torch.randn(6, 4)
+    expected = (rows @ prototypes.T).mean(dim=0, keepdim=True)
+    torch.testing.assert_close(mean_logits(rows, prototypes), expected)
 
 
 def test_alone_the_average_over_processes_is_the_value():
