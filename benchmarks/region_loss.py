@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -71,11 +72,11 @@ def measure(form: str, precision: str, batch: int, repetitions: int, num_prototy
     print(json.dumps(case))
 
 
-def run_case(*arguments: str) -> dict[str, float]:
+def run_case(*arguments: str) -> dict[str, Any]:
     """Measure one case in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.region_loss", "--case", *arguments]
     answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    case = json.loads(answer)
+    case: dict[str, Any] = json.loads(answer)  # a process's JSON
     case["median"] = statistics.median(case["seconds"])
     return case
 
