@@ -230,15 +230,19 @@ class Loss(nn.Module):
         return torch.stack(losses).mean()
 
     @torch.no_grad()
-    def update_centers(self, teacher: Projections) -> None:
-        """Move both centers towards the mean of the teacher's logits, over all processes."""
+    def update_centers(self, *teachers: Projections) -> None:
+        """Move both centers towards the mean of the teacher's logits, over all processes.
+
+        Args:
+            teachers: One for each equal part of the batch; several if gradients are accumulated.
+        """
         weight = 1 - self.center_momentum
         if self.view_weight > 0:
-            mean = mean_logits(teacher.view, teacher.view_prototypes)
-            self.center.lerp_(average_over_processes(mean), weight)
+            means = [mean_logits(part.view, part.view_prototypes) for part in teachers]
+            self.center.lerp_(average_over_processes(torch.stack(means).mean(dim=0)), weight)
         if self.region_weight > 0:
-            mean = mean_logits(*region_head(teacher))
-            self.center_grid.lerp_(average_over_processes(mean), weight)
+            means = [mean_logits(*region_head(part)) for part in teachers]
+            self.center_grid.lerp_(average_over_processes(torch.stack(means).mean(dim=0)), weight)
 
 
 def region_head(output: Projections) -> tuple[Tensor, Tensor]:
