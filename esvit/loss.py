@@ -16,6 +16,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from esvit.correspondence import cosines, nearest
 from esvit.model import Projections
 
 
@@ -93,10 +94,7 @@ def match_regions(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         (B, S) int64, indices into the T teacher regions.
     """
-    with torch.autocast(student.device.type, enabled=False):
-        student = F.normalize(student.float(), dim=-1)
-        teacher = F.normalize(teacher.float(), dim=-1)
-        return (student @ teacher.transpose(1, 2)).argmax(dim=-1)
+    return nearest(cosines(student, teacher))
 
 
 def region_loss(log_probs: Tensor, probs: Tensor, match: Tensor) -> Tensor:
