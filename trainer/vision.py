@@ -7,7 +7,7 @@ its import fails all the same: it attaches shape functions to `torchvision::nms`
 Python and use no compiled operator, so declaring these two schemas is all that they need. Calling a
 declared operator still fails, as it must: there is no kernel behind it.
 
-Import this module before the first `import torchvision` of a process. Where torchvision is complete
+Write `from trainer.vision import torchvision`. Where torchvision is complete
 (a CUDA machine, a CPU wheel, its own build) nothing is declared.
 """
 
@@ -15,6 +15,8 @@ import importlib.util
 from pathlib import Path
 
 import torch
+
+__all__ = ["HAS_OPERATORS", "torchvision"]
 
 SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -50,3 +52,6 @@ HAS_OPERATORS = _load_operators()
 """Whether compiled operators (nms, roi_align, ...) can be called in this process."""
 
 _declared = None if HAS_OPERATORS else _declare_operators()
+
+import torchvision  # type: ignore[import-untyped]  # noqa: E402  # it has no hints
+import torchvision.transforms.v2  # type: ignore[import-untyped]  # noqa: E402
