@@ -29,7 +29,7 @@ class SimulatedGpu:
         self._shapes = info.outputs
 
     def run(
-        self, pixels: NDArray[np.uint8], outputs: Sequence[Output]
+        self, pixels: NDArray[np.uint8], outputs: Sequence[Output], *, is_alone: bool = False
     ) -> dict[Output, NDArray[np.float32]]:
         """Wait as a GPU would, without the processor."""
         time.sleep(0.003 + 0.00015 * len(pixels))

@@ -1,10 +1,10 @@
 """What was inferred becomes the answer: JSON, `.npy` or PNG."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import orjson
 import pybase64
 from fastapi import Response
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ def embeddings(info: ModelInfo, batch: Batch, options: EmbedOptions, *, as_npy: 
         return unit if options.dimensions is None else normalize(unit[:length])
 
     if as_npy:
-        return _npy(batch, vector, (length,), options.encoding_format)
+        return _npy(info, batch, vector, (length,), options.encoding_format)
     encoded = [item and encode_array(vector(item), options.encoding_format) for item in batch.items]
     return _json(info, {"dim": length, "embeddings": encoded, "errors": batch.errors})
 
@@ -61,7 +61,7 @@ def regions(info: ModelInfo, batch: Batch, options: RegionsOptions, *, as_npy: b
         return {"regions": encoded, "boxes": boxes.round(POSITION_DECIMALS)}
 
     if as_npy:
-        return _npy(batch, features, info.outputs["regions"], options.encoding_format)
+        return _npy(info, batch, features, info.outputs["regions"], options.encoding_format)
     content = {"grid": info.grid, "images": _images(batch, answer), "errors": batch.errors}
     return _json(info, content)
 
@@ -86,7 +86,8 @@ def correspondences(
     )
     table = np.column_stack([matches.query, source, target, matches.score, matches.mutual])
     if as_npy:
-        return Response(to_npy(table, options.encoding_format), media_type=NPY)
+        data = to_npy(table, options.encoding_format)
+        return Response(data, media_type=NPY, headers=_about_model(info))
     rows: Any = encode_array(table, options.encoding_format)
     if options.encoding_format == "float":
         rows = [
@@ -125,7 +126,7 @@ def attention(
     num_heads = info.outputs["attention"][0]
     if as_npy:
         shape = (num_heads if options.head == "all" else 1, *info.grid)
-        return _npy(batch, maps, shape, options.encoding_format)
+        return _npy(info, batch, maps, shape, options.encoding_format)
     images = _images(batch, answer)
     content = {"grid": info.grid, "num_heads": num_heads, "images": images, "errors": batch.errors}
     return _json(info, content)
@@ -205,6 +206,7 @@ def _json(info: ModelInfo, content: dict[str, Any]) -> Response:
 
 
 def _npy(
+    info: ModelInfo,
     batch: Batch,
     array: Callable[[Inferred], NDArray[np.float32]],
     shape: tuple[int, ...],
@@ -215,7 +217,9 @@ def _npy(
     for row, item in zip(stacked, batch.items, strict=True):
         if item is not None:
             row[:] = array(item)
-    headers = {ERRORS_HEADER: orjson.dumps(batch.errors).decode()} if batch.errors else {}
+    headers = _about_model(info)
+    if batch.errors:
+        headers[ERRORS_HEADER] = json.dumps(batch.errors)  # ASCII, as headers must be
     return Response(to_npy(stacked, encoding), media_type=NPY, headers=headers)
 
 

@@ -9,13 +9,11 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from service import VERSION
-from service.contract import OUTPUTS
 from service.encoding import to_json
-from service.engine import Engine, load_engine
+from service.engine import Engine, load_engine, warm_up
 from service.errors import ServiceError
 from service.gate import BodyLimits, Gate
 from service.model_file import read_model_info
-from service.parity import photograph_pixels
 from service.pipeline import Pipeline
 from service.routes import router
 from service.settings import Settings
@@ -39,7 +37,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     info = read_model_info(settings.model)
     engine = engine or load_engine(settings, info)
     pipeline = Pipeline(settings, info, engine)
-    engine.run(photograph_pixels(info.preprocess)[:1], OUTPUTS)
+    warm_up(engine, info, ["embedding"])
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -84,7 +82,9 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 async def _answer_bug(request: Request, error: Exception) -> Response:
     """Answer what must not happen; the stack is in the log, under the request id."""
     logger.error("request %s failed", request.state.request_id, exc_info=error)
-    return _error(request, 500, {"code": "internal", "message": "internal error"}, {})
+    # Starlette raises the error again, outside the gate, and the server then closes the connection.
+    headers = {"connection": "close", "x-request-id": request.state.request_id}
+    return _error(request, 500, {"code": "internal", "message": "internal error"}, headers)
 
 
 def _error(

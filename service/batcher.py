@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,14 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.0005
 """How often a patient runner looks whether the decoders have finished."""
 
-Infer = Callable[[NDArray[np.uint8], Sequence[Output]], Arrays]
+
+class Infer(Protocol):
+    """What a runner calls: `service.engine.Engine.run`."""
+
+    def __call__(
+        self, pixels: NDArray[np.uint8], outputs: Sequence[Output], *, is_alone: bool
+    ) -> Arrays:
+        """Give the asked outputs for (B, S, S, 3) pixels."""
 
 
 class Sizes(NamedTuple):
@@ -62,7 +69,7 @@ class Batcher:
         """Set up; `start` starts the threads.
 
         Args:
-            infer: Gives the asked outputs for (B, S, S, 3) uint8 pixels.
+            infer: Runs the engine.
             sizes: How wide the rooms are.
             metrics: Where to count.
         """
@@ -134,12 +141,11 @@ class Batcher:
         self._num_accepted += len(prepares)
         for position, prepare in enumerate(prepares):
             self._jobs.put(Job(ticket, position, prepare))
+        expiry = loop.call_later(timeout_s, _expire, ticket.future, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await ticket.future
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from error
+            return await ticket.future
         finally:
+            expiry.cancel()
             ticket.is_abandoned = True
 
     def _decode_forever(self, number: int) -> None:
@@ -216,7 +222,8 @@ class Batcher:
         wanted = frozenset[Output]().union(*(item.ticket.outputs for item in batch))
         outputs = [name for name in OUTPUTS if name in wanted]
         try:
-            arrays = self._infer(np.stack([item.prepared.pixels for item in batch]), outputs)
+            pixels = np.stack([item.prepared.pixels for item in batch])
+            arrays = self._infer(pixels, outputs, is_alone=self._num_accepted == 1)
         except Exception:  # whatever the engine raises, the callers must be told
             logger.exception("inference failed")
             self._answer(
@@ -250,6 +257,12 @@ class Batcher:
             ticket.num_missing -= 1
             if ticket.num_missing == 0 and not ticket.future.done():
                 ticket.future.set_result(ticket.results)
+
+
+def _expire(future: asyncio.Future[list[Result]], timeout_s: float) -> None:
+    """Give up on a ticket."""
+    if not future.done():
+        future.set_exception(DeadlineExceeded(f"no answer within {timeout_s:g} s"))
 
 
 def _thread(target: Callable[[int], None], number: int) -> threading.Thread:

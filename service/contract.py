@@ -112,5 +112,11 @@ class ModelInfo:
                 grid=tuple(fields.pop("grid")),
                 **fields,
             )
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            json.JSONDecodeError,
+        ) as error:
             raise ValueError(f"not the passport of a model file: {error!r}") from error

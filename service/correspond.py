@@ -94,6 +94,9 @@ def correspond(
         subcell: Refine positions to fractions of a region: a point's feature is interpolated
             between regions, a match is moved to the top of the parabola through its neighbours.
         is_same: Both are one picture: a region is matched with the most similar other region.
+
+    Returns:
+        A match for each query that has one: where nothing may be matched there is none.
     """
     if points is None:
         query = np.flatnonzero(source.visible)
@@ -109,7 +112,8 @@ def correspond(
     if subcell:
         target_positions = target_positions + peak_offsets(cosines, best, target.grid)
     score = cosines[np.arange(len(best)), best]
-    return Matches(positions, target_positions, score, back == cells, query)
+    matches = Matches(positions, target_positions, score, back == cells, query)
+    return matches.take(np.flatnonzero(np.isfinite(score)))
 
 
 def select(
@@ -180,10 +184,9 @@ def _parabola_top(
     before: NDArray[np.float32], top: NDArray[np.float32], after: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     """Give where in [-0.5, 0.5] the parabola through -1, 0 and 1 has its maximum."""
-    inside = np.isfinite(before) & np.isfinite(after)
-    left = np.where(inside, before, top).astype(np.float64)
-    right = np.where(inside, after, top).astype(np.float64)
-    bend = left - 2.0 * top + right
+    inside = np.isfinite(before) & np.isfinite(top) & np.isfinite(after)
+    left, middle, right = np.where(inside, np.array((before, top, after), np.float64), 0.0)
+    bend = left - 2.0 * middle + right
     is_peak = inside & (bend < 0)
     top_at = 0.5 * (left - right) / np.where(is_peak, bend, -1.0)
     return np.where(is_peak, np.clip(top_at, -0.5, 0.5), 0.0)

@@ -43,9 +43,15 @@ class Engine(Protocol):
     patience_s: float
 
     def run(
-        self, pixels: NDArray[np.uint8], outputs: Sequence[Output]
+        self, pixels: NDArray[np.uint8], outputs: Sequence[Output], *, is_alone: bool = False
     ) -> dict[Output, NDArray[np.float32]]:
-        """Give the asked outputs for (B, H, W, 3) pixels, called by `num_runners` threads."""
+        """Give the asked outputs for (B, H, W, 3) pixels, called by `num_runners` threads.
+
+        Args:
+            pixels: The images.
+            outputs: What is asked for.
+            is_alone: No other image is on its way, so all cores may work on this one.
+        """
 
 
 def load_engine(settings: Settings, info: ModelInfo) -> Engine:
@@ -61,6 +67,30 @@ def load_engine(settings: Settings, info: ModelInfo) -> Engine:
         engine = _load_onnxruntime(settings, info, device)
     logger.info("model %s on %s, %s, %s", info.name, engine.name, engine.provider, engine.precision)
     return engine
+
+
+def warm_up(engine: Engine, info: ModelInfo, outputs: Sequence[Output]) -> None:
+    """Run a photograph through an engine and hold what comes out against the model's passport.
+
+    Args:
+        engine: What runs the model.
+        info: The model's passport.
+        outputs: What to ask for.
+
+    Raises:
+        ModelError: if the engine cannot run the model or gives other outputs than the passport.
+    """
+    try:
+        arrays = engine.run(photograph_pixels(info.preprocess)[:1], outputs)
+    except Exception as error:  # each engine raises classes of its own
+        raise ModelError(f"the model does not run on {engine.name}: {error}") from error
+    for name in outputs:
+        given, promised = arrays[name].shape, (1, *info.outputs[name])
+        if given != promised:
+            raise ModelError(
+                f"the model gives {name} {given}, its passport says {promised}; "
+                "export it again with trainer.export_onnx"
+            )
 
 
 def _choose_device(settings: Settings) -> Literal["cuda", "cpu"]:
@@ -112,8 +142,11 @@ def _load_openvino(settings: Settings, info: ModelInfo) -> Engine:
         return _openvino(settings, settings.precision)
     if "bf16" not in supported:
         return _openvino(settings, "fp32")
-    engine = _openvino(settings, "bf16")
-    return engine if _is_faithful(engine, settings, info) else _openvino(settings, "fp32")
+    # Asked of an engine that is thrown away: the served one compiles only what it is asked for.
+    trial = _openvino(settings, "bf16")
+    warm_up(trial, info, OUTPUTS)
+    is_faithful = _is_faithful(trial, settings, info)
+    return _openvino(settings, "bf16" if is_faithful else "fp32")
 
 
 def _openvino(settings: Settings, precision: str) -> Engine:

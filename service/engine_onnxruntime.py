@@ -8,7 +8,6 @@ an image; and a second session of all threads answers an image that comes alone,
 import contextlib
 import ctypes
 import functools
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -67,24 +66,15 @@ class OnnxRuntimeEngine:
         self.num_runners = 1 if self._on_cuda else num_threads
         self.max_batch = max_batch or (CUDA_MAX_BATCH if self._on_cuda else 1)
         _release_freed_memory()
-        self._lock = threading.Lock()
-        self._running = 0
 
     def run(
-        self, pixels: NDArray[np.uint8], outputs: Sequence[Output]
+        self, pixels: NDArray[np.uint8], outputs: Sequence[Output], *, is_alone: bool = False
     ) -> dict[Output, NDArray[np.float32]]:
         """Give the asked outputs for (B, H, W, 3) pixels."""
         if self._on_cuda:
             return self._run_bound(pixels, outputs)
-        with self._lock:
-            self._running += 1
-            session = self._alone if self._running == 1 else self._session
-        try:
-            arrays = session.run(list(outputs), {INPUT: pixels})
-        finally:
-            with self._lock:
-                self._running -= 1
-        return dict(zip(outputs, arrays, strict=True))
+        session = self._alone if is_alone else self._session
+        return dict(zip(outputs, session.run(list(outputs), {INPUT: pixels}), strict=True))
 
     def _run_bound(
         self, pixels: NDArray[np.uint8], outputs: Sequence[Output]
@@ -134,8 +124,6 @@ def _session(path: Path, provider: str, *, num_threads: int) -> onnxruntime.Infe
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Between runs a spinning worker would take the cores from decoding and from the other session.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.enable_mem_pattern = False

@@ -54,6 +54,7 @@ DAMAGE = (
     EOFError,
     struct.error,
     MemoryError,
+    AssertionError,
 )
 """What Pillow's parsers raise on damaged files."""
 

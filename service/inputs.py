@@ -66,7 +66,7 @@ async def read_inputs(
         ServiceError: if the body is not one of the three forms, or holds no image or too many.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    fields: Fields = dict(request.query_params)
+    fields = _once_each(request.query_params.multi_items())
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("compressed bodies are not read; send it as it is")
     if kind == "multipart/form-data":
@@ -78,7 +78,7 @@ async def read_inputs(
         else:
             images, more = [_read_raw(body, kind)], {}
     if twice := fields.keys() & more.keys():
-        raise InvalidRequest("an option is given twice", field=_shown(sorted(twice)[0]))
+        raise _given_twice(sorted(twice)[0])
     return Inputs(images, fields | more)
 
 
@@ -126,13 +126,19 @@ async def _read_multipart(
         max_part_size=MAX_FIELD_BYTES,
     )
     try:
-        form = (await parser.parse()).multi_items()
+        parts = (await parser.parse()).multi_items()
+        files = [(name, await part.read()) for name, part in parts if isinstance(part, UploadFile)]
     except MultiPartException as error:
         if "Too many files" in error.message:
             raise _too_many(max_images) from error
         raise InvalidMultipart(f"not a readable form: {error.message[:120]}") from error
-    files = [(name, await part.read()) for name, part in form if isinstance(part, UploadFile)]
-    fields = {name: part for name, part in form if isinstance(part, str)}
+    except UnicodeError as error:  # a charset that is none
+        raise InvalidMultipart("not a readable form: its charset cannot be read") from error
+    finally:
+        parser.close()
+    if not parser.has_ended:  # the part that is cut is in none of the lists
+        raise InvalidMultipart("the form is cut: its last boundary is missing")
+    fields = _once_each([(name, part) for name, part in parts if isinstance(part, str)])
     if names is not None:
         files = _in_order(files, names)
     _check_count(len(files), max_images)
@@ -189,6 +195,21 @@ def _read_source(source: object) -> bytes | ServiceError:
         return InvalidBase64("not base64")
 
 
+def _once_each(pairs: list[tuple[str, str]]) -> Fields:
+    """Take options by name, none of them twice."""
+    fields: Fields = {}
+    for name, value in pairs:
+        if name in fields:
+            raise _given_twice(name)
+        fields[name] = value
+    return fields
+
+
+def _given_twice(name: str) -> InvalidRequest:
+    """Say which option is given twice."""
+    return InvalidRequest("an option is given twice", field=_shown(name))
+
+
 def _check_count(count: int, max_images: int) -> None:
     """Refuse no images and too many."""
     if count == 0:
@@ -211,3 +232,13 @@ class _MemoryParser(MultiPartParser):
     """Starlette's parser, writing nothing to disk: the body is bounded already."""
 
     spool_max_size = 0  # SpooledTemporaryFile: never roll over
+    has_ended = False
+
+    def on_end(self) -> None:
+        """Note that the last boundary came."""
+        self.has_ended = True
+
+    def close(self) -> None:
+        """Let go of the files, also of one that was cut."""
+        for file in self._files_to_close_on_error:
+            file.close()

@@ -61,6 +61,8 @@ def _read_strings(file: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:
     """Read the length-delimited fields of a small message that ends at `end`."""
     while file.tell() < end:
         number, length = _read_field(file)
+        if file.tell() + length > end:  # before so many bytes are asked for
+            raise ValueError("is cut or no ONNX file")
         yield number, file.read(length)
 
 

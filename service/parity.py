@@ -33,8 +33,10 @@ def least_cosines(
 
 
 def _least_cosine(values: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    """Give the lowest cosine of any two vectors along the last axis."""
+    """Give the lowest cosine of any two vectors along the last axis; -1 for NaN and overflow."""
     left, right = values.astype(np.float64), reference.astype(np.float64)
+    if not np.isfinite(left).all():
+        return -1.0
     norms = np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1)
     cosines = (left * right).sum(axis=-1) / np.maximum(norms, 1e-30)
-    return float(np.where(norms > 0, cosines, 1.0).min())
+    return float(np.where((left == right).all(axis=-1), 1.0, cosines).min())

@@ -50,11 +50,6 @@ class Pipeline:
         )
         self.is_draining = False
 
-    @property
-    def side(self) -> int:
-        """Side of the model's square in pixels."""
-        return self.info.preprocess.crop
-
     async def infer(
         self,
         images: Sequence[bytes | ServiceError],

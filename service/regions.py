@@ -12,6 +12,10 @@ from service.preprocess import Geometry
 Grid = tuple[int, int]
 """Rows and columns of the region map."""
 
+ROUNDING = 1e-3
+"""By how much of a cell a point may miss the map: answers hold positions to three digits, and a
+box's corner that a client asks for must lie inside."""
+
 
 def region_boxes(geometry: Geometry, grid: Grid, side: int) -> NDArray[np.float64]:
     """Give each region's box on the picture.
@@ -62,7 +66,7 @@ def source_to_cells(
     rows, columns = grid
     cells = geometry.to_model(points) / (side / columns, side / rows)
     picture = (geometry.width, geometry.height)
-    inside = np.all((cells >= 0) & (cells <= (columns, rows)), axis=-1)
+    inside = np.all((cells >= -ROUNDING) & (cells <= np.add((columns, rows), ROUNDING)), axis=-1)
     inside &= np.all((points >= 0) & (points <= picture), axis=-1)
     if not inside.all():
         index = int(np.argmin(inside))
@@ -71,7 +75,7 @@ def source_to_cells(
             f"picture; fit=pad or fit=stretch show it the whole picture",
             field=f"points[{index}]",
         )
-    return np.minimum(cells, np.nextafter((float(columns), float(rows)), 0.0))
+    return np.clip(cells, 0.0, np.nextafter((float(columns), float(rows)), 0.0))
 
 
 def is_visible(geometry: Geometry, grid: Grid, side: int) -> NDArray[np.bool_]:

@@ -29,6 +29,9 @@ def _read_json(value: object) -> object:
 Coordinate = Annotated[float, Field(allow_inf_nan=False)]
 Point = tuple[Coordinate, Coordinate]
 
+Points = Annotated[list[Point], Field(fail_fast=True), BeforeValidator(_read_json)]
+"""Points; the first bad one ends the reading, else millions would become a gigabyte of errors."""
+
 
 class Options(BaseModel):
     """What every endpoint understands: JSON fields, form fields or query parameters."""
@@ -72,7 +75,7 @@ class RegionsOptions(Options):
 class CorrespondOptions(Options):
     """Options of `POST /correspond`."""
 
-    points: Annotated[list[Point], BeforeValidator(_read_json)] | None = Field(
+    points: Points | None = Field(
         None,
         description="points x, y of the source in pixels to find in the target; null: all regions",
     )

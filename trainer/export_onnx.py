@@ -9,29 +9,25 @@ import hashlib
 import os
 import sys
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]  # it ships no types
+import onnxruntime
 import torch
 import tyro
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 
 from esvit.backbones import Swin, build
 from esvit.config import BACKBONES, backbone_config, backbone_name
 from esvit.weights import Network, digest, read_weights
 from service.contract import INPUT, OUTPUTS, ModelInfo, Output, PreprocessSpec
+from service.parity import MIN_COSINE, least_cosines, photograph_pixels
 from trainer.onnx_graph import Pixels2Outputs, output_shapes, serialise, to_fp16, trace
 
 MAX_DIFFERENCE = 1e-4
 """Of any output value, between a float32 file and torch."""
-
-MIN_COSINE = 0.999
-"""Of any vector of an output, between a float16 file and torch."""
 
 BATCHES = (1, 2, 7)
 SIDES = range(32, 1025)
@@ -138,6 +134,7 @@ def export(source: Source, image_size: int, precision: Literal["fp32", "fp16"]) 
         preprocess=spec,
         training=source.training,
         licence=source.licence,
+        precision=precision,
         weights_sha256=digest(source.backbone.state_dict()),
     )
     return serialise(to_fp16(model) if precision == "fp16" else model, info)
@@ -209,27 +206,14 @@ def _comparison(
     batch: int, output: Output, actual: NDArray[np.float32], expected: NDArray[np.float32]
 ) -> Comparison:
     """Measure the largest difference and the smallest cosine along the last axis."""
-    lengths = np.linalg.norm(actual, axis=-1) * np.linalg.norm(expected, axis=-1)
-    cosines = (actual * expected).sum(-1) / np.maximum(lengths, np.finfo(np.float32).tiny)
-    difference = np.abs(actual - expected).max()
-    return Comparison(batch, output, float(difference), float(cosines.min()))
+    cosine = least_cosines({output: actual}, {output: expected})[output]
+    return Comparison(batch, output, float(np.abs(actual - expected).max()), cosine)
 
 
 def _photographs(spec: PreprocessSpec, count: int) -> NDArray[np.uint8]:
     """Make (count, crop, crop, 3) pixels of the photographs that come with the service."""
-    paths = sorted(Path(str(files("service") / "photographs")).glob("*.jpg"))
-    images = [_pixels(Image.open(path), spec) for path in paths]
-    images += [image[:, ::-1] for image in images] + [image[::-1] for image in images]
-    return np.stack(images[:count])
-
-
-def _pixels(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """Resize the shorter side and cut the centre: (crop, crop, 3)."""
-    side = min(image.size)
-    width, height = (int(spec.resize * length / side) for length in image.size)
-    resized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - spec.crop) // 2, (height - spec.crop) // 2
-    return np.asarray(resized.crop((left, top, left + spec.crop, top + spec.crop)))
+    pixels = photograph_pixels(spec)
+    return np.concatenate([pixels, pixels[:, :, ::-1], pixels[:, ::-1]])[:count]
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ import warnings
 
 import onnx
 import torch
-from onnxruntime.transformers import float16  # type: ignore[import-untyped]  # it ships no types
-from onnxruntime.transformers.onnx_model import (  # type: ignore[import-untyped]  # nor here
+from onnxruntime.transformers import float16
+from onnxruntime.transformers.onnx_model import (
     OnnxModel,
 )
 from onnxscript import optimizer

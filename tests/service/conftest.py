@@ -1,0 +1,28 @@
+"""A tiny model file, settings for it, and a client of the service that serves it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.app import create_app
+from service.settings import Settings
+from tests.service.server import serve
+from tests.service.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.onnx")
+
+
+@pytest.fixture(scope="session")
+def settings(model_path: Path) -> Settings:
+    return Settings(model=model_path, engine="onnxruntime", device="cpu", threads=2)
+
+
+@pytest.fixture(scope="session")
+def client(settings: Settings) -> Iterator[httpx.Client]:
+    with serve(create_app(settings)) as client:
+        yield client

@@ -1,0 +1,133 @@
+"""The command, as a process of its own where signals and exit codes matter."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from service.__main__ import Server, main
+from service.app import create_app
+from tests.service.pictures import png, scene
+from tests.service.server import read_until
+
+ROOT = Path(__file__).parents[2]
+SOON_S = 20.0
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """Start the command."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def connect(port: int) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.settimeout(SOON_S)
+    return connection
+
+
+def read_log_until(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
+    for line in process.stderr:
+        if found := re.search(pattern, line):
+            return found
+    raise AssertionError("the service ended")
+
+
+def test_sigterm_answers_the_calls_under_way_and_exits_0(model_path):
+    body = png(scene())
+    head = (
+        "POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+        f"Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n"
+    )
+    options = ("--engine", "onnxruntime", "--threads", "1", "--port", "0")
+    with start("--model", str(model_path), *options) as process:
+        port = int(read_log_until(process, r"running on http://127\.0\.0\.1:(\d+)")[1])
+        with connect(port) as idle, connect(port) as busy:
+            idle.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_until(idle, b'"ready"}').startswith(b"HTTP/1.1 200 ")
+            busy.sendall(head.encode())
+            go_on = read_until(busy, b"\r\n\r\n")  # the call is under way
+            assert go_on.startswith(b"HTTP/1.1 100 ")
+            process.send_signal(signal.SIGTERM)
+            assert idle.recv(4096) == b""  # the shutdown has begun
+            with pytest.raises(ConnectionRefusedError):
+                connect(port)
+            read_log_until(process, "Waiting for")  # what is under way may take its time
+            busy.sendall(body)
+            answer = read_until(busy, b"")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b'"embeddings":[[' in answer
+        assert process.wait(SOON_S) == 0
+        assert process.stdout.read() == ""
+
+
+def test_a_bad_model_ends_the_process_with_3_and_one_line(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"not a model")
+    process = start("--model", str(path), "--port", "0")
+    stdout, stderr = process.communicate(timeout=SOON_S)
+    assert process.returncode == 3
+    assert stderr.startswith(f"model file {path} cannot be used: ")
+    assert stderr.count("\n") == 1
+    assert stdout == ""
+
+
+def run_main(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["service", *arguments])
+    return main()
+
+
+def test_a_missing_model_is_3(monkeypatch, capsys):
+    assert run_main(monkeypatch, "--model", "nowhere.onnx") == 3
+    assert capsys.readouterr().err.startswith("model file nowhere.onnx is not there")
+
+
+def test_an_engine_that_cannot_be_had_is_3(monkeypatch, capsys, model_path):
+    arguments = ("--model", str(model_path), "--device", "cuda", "--engine", "openvino")
+    assert run_main(monkeypatch, *arguments) == 3
+    assert "wants onnxruntime" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ESVIT_PORT", "eight", "setting port: "),
+        ("ESVIT_PORT", "65536", "setting port: "),
+        ("ESVIT_DEVICE", "tpu", "setting device: "),
+        ("ESVIT_MAX_IMAGES", "0", "setting max_images: "),
+        ("ESVIT_DEADLINE_S", "-1", "setting deadline_s: "),
+        ("ESVIT_IMAGE_FORMATS", "JPEG", "image_formats"),
+    ],
+)
+def test_a_bad_setting_is_2_and_named(monkeypatch, capsys, variable, value, words):
+    monkeypatch.setenv(variable, value)
+    assert run_main(monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_an_unknown_argument_is_2(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_main(monkeypatch, "--nonsense")
+    assert caught.value.code == 2
+    assert "--nonsense" in capsys.readouterr().err
+
+
+def test_a_signal_makes_the_service_not_ready_and_is_not_raised_again(settings):
+    app = create_app(settings)
+    server = Server(uvicorn.Config(app))
+    server.handle_exit(signal.SIGTERM, None)
+    assert app.state.pipeline.is_draining
+    assert server.should_exit
+    assert not server._captured_signals
