@@ -18,7 +18,6 @@ from trainer.data.loader import (
     ViewDataset,
     ViewMaker,
     collate,
-    keep_freed_memory,
     load_batches,
 )
 from trainer.data.sampler import Key, Order
@@ -169,10 +168,6 @@ def test_datasets_travel_to_spawned_workers(folder, tmp_path):
     data = dataset(folder, tmp_path)
     again = pickle.loads(pickle.dumps(data))
     assert_same([collate([again[Key(0, 1)]])], [collate([data[Key(0, 1)]])])
-
-
-def test_freed_memory_can_be_kept_everywhere():
-    keep_freed_memory()
 
 
 @pytest.mark.parametrize(

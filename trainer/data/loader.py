@@ -61,15 +61,12 @@ class LoaderConfig:
         num_workers: Processes on each rank; 0 makes batches in the training process.
         prefetch: Batches that each worker has ready.
         timeout_s: After so many seconds without a batch the run stops, instead of hanging.
-        alter_on_device: Whether jitter, grey, blur and solarize run batched on the training device
-            instead of in the workers.
         pin_memory: Whether batches are put where a CUDA device can fetch them by itself.
     """
 
     num_workers: int = 4
     prefetch: int = 2
     timeout_s: float = 120.0
-    alter_on_device: bool = False
     pin_memory: bool = False
 
     def __post_init__(self) -> None:
