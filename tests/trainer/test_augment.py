@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.augment import crop_box, pillow_views
 from service.images import DecodedImage, ImageLimits, decode
-from tests.trainer.pillow_views import crop_box, published_views
 from trainer import augment
 from trainer.pixel_ops import PixelParameters, alter_pixels
 from trainer.vision import torchvision
@@ -162,7 +162,7 @@ def test_altering_later_equals_altering_in_the_worker():
 def test_views_look_like_pillows_pipeline_in_mean_and_spread():
     n = 100
     image = photograph("coffee", (300, 200))
-    theirs = [published_views(image.image, seed) for seed in range(n)]
+    theirs = [pillow_views(image.image, seed) for seed in range(n)]
     rng = np.random.default_rng(0)
     ours = [augment.make_views(image, PUBLISHED, rng, alter=True).pixels for _ in range(n)]
     for views in (slice(0, 1), slice(1, 2), slice(2, 10)):

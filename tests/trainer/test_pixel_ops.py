@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from tests.trainer.pillow_views import shift_hue
+from benchmarks.augment import shift_hue
 from trainer import pixel_ops
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "service" / "photographs"

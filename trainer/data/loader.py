@@ -8,8 +8,9 @@ Shapes: B images on this rank, V views of each, S the side of a view.
 """
 
 import ctypes
+import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ from trainer.augment import ViewSpec, make_views
 from trainer.data.images import ImageReader
 from trainer.data.sampler import VIEWS_STREAM, Key
 from trainer.pixel_ops import PixelParameters, alter_pixels, normalize
+
+TERMINATION_GRACE_S = 15
+"""How long a worker goes on after SIGTERM."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -57,15 +61,12 @@ class LoaderConfig:
         num_workers: Processes on each rank; 0 makes batches in the training process.
         prefetch: Batches that each worker has ready.
         timeout_s: After so many seconds without a batch the run stops, instead of hanging.
-        alter_on_device: Whether jitter, grey, blur and solarize run batched on the training device
-            instead of in the workers.
         pin_memory: Whether batches are put where a CUDA device can fetch them by itself.
     """
 
     num_workers: int = 4
     prefetch: int = 2
     timeout_s: float = 120.0
-    alter_on_device: bool = False
     pin_memory: bool = False
 
     def __post_init__(self) -> None:
@@ -111,17 +112,21 @@ class ViewDataset(Dataset[Sample]):
         return self.maker.make(decoded, self.reader.source.name(image), key)
 
 
-def make_loader(
-    dataset: ViewDataset, batches: Iterable[list[Key]], config: LoaderConfig
-) -> DataLoader[Sample]:
-    """Load batches in their given order (`Order.batches`), ahead of their use.
+def load_batches(
+    dataset: ViewDataset, keys: Iterable[list[Key]], config: LoaderConfig
+) -> Generator[Batch]:
+    """Give the batches of keys in their order (`Order.batches`), made ahead of their use.
 
-    Iterating takes nothing from torch's global generator. A worker that dies or hangs raises
-    RuntimeError. `Batch` is what comes out.
+    Use it with `contextlib.closing`, so that the workers end with the loop, however that ends.
+    Nothing is taken from torch's global generator.
+
+    Raises:
+        RuntimeError: if a worker dies or takes longer than the time-out.
+        TooManyBadImages: if more images are bad than the rules allow.
     """
-    return DataLoader(
+    loader = DataLoader(
         dataset,
-        batch_sampler=batches,
+        batch_sampler=keys,
         collate_fn=collate,
         num_workers=config.num_workers,
         prefetch_factor=config.prefetch if config.num_workers else None,
@@ -130,13 +135,17 @@ def make_loader(
         worker_init_fn=start_worker,
         generator=torch.Generator(),
     )
+    yield from _until_closed(loader)
 
 
-def make_stream_loader(
+def load_streamed(
     dataset: IterableDataset[Sample], batch: int, config: LoaderConfig
-) -> DataLoader[Sample]:
-    """Load batches of a dataset that decides on the order itself (`streams.ViewStream`)."""
-    return DataLoader(
+) -> Generator[Batch]:
+    """Give batches of a dataset that decides on the order itself (`streams.ViewStream`).
+
+    Otherwise as `load_batches`.
+    """
+    loader = DataLoader(
         dataset,
         batch_size=batch,
         collate_fn=collate,
@@ -147,6 +156,19 @@ def make_stream_loader(
         worker_init_fn=start_worker,
         generator=torch.Generator(),
     )
+    yield from _until_closed(loader)
+
+
+def _until_closed(loader: DataLoader[Sample]) -> Generator[Batch]:
+    """Iterate, and end the workers at once when the consumer stops or fails."""
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:
+        # Torch itself waits for the garbage collector, which a traceback may keep from the iterator
+        # until the interpreter ends; then only signals are left to end the workers.
+        if loader.num_workers:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # there is no public way
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -189,10 +211,13 @@ def start_worker(_worker: int) -> None:
     """Prepare a worker process.
 
     Signals that mean "save and stop" reach the whole process group, but it is for the training
-    process to decide; workers end when it does.
+    process to decide when, and it may still need a batch. So a worker only takes SIGTERM as a
+    request to be gone soon, and then leaves with status 0, which does not disturb a saving parent.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(TERMINATION_GRACE_S))
     keep_freed_memory()
 
 
