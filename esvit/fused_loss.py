@@ -10,16 +10,16 @@ Since p_t sums to one, that cross-entropy is logsumexp(s_i) - p_t . s_i, and wha
 
 with q_i the student's distribution, e_i = W^T q_i and y_t = W^T p_t the mean prototypes under q_i
 and p_t, and z_t = sum_i a_it x_i. So student and teacher rows need the same three products with the
-prototypes, the gathering and summing of targets happens among D columns instead of K,
-and the gradient is ready when the loss is: nothing else is kept for the backward pass.
+prototypes (`sweeps.py`, which never holds all logits), the gathering and summing of targets happens
+among D columns instead of K, and the gradient is ready when the loss is: nothing else is kept for
+the backward pass.
 
-How a softmax over all prototypes is gone through without storing it is `sweeps.py`.
-
-Shapes: B images, S and T student and teacher rows (regions of all views) of an image, D columns of
-the bottleneck, K prototypes.
+Shapes: V views, B images, L regions of a view, R and Q student and teacher rows (the sums of B * L
+over the views), N rows of one view, D columns of the bottleneck, K prototypes.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -28,25 +28,39 @@ from torch.autograd.function import once_differentiable
 
 from esvit.loss import Loss, match_regions, region_head, split_views, view_pairs
 from esvit.model import Projections
-from esvit.sweeps import Scratch, find_logsumexps, find_means, make_side
+from esvit.sweeps import Keys, Sweep
+
+
+class Pair(NamedTuple):
+    """One student view against one teacher view.
+
+    Attributes:
+        rows: Where the view's N rows lie among the student's.
+        matches: (N,) int64, for each of them the teacher row it is compared with.
+        weight: a_it, how much each comparison counts.
+    """
+
+    rows: slice
+    matches: Tensor
+    weight: float
 
 
 class Targets(NamedTuple):
     """The teacher's side of the loss; nothing here gets a gradient.
 
     Attributes:
-        bottleneck: (B, T, D) of the teacher.
+        bottleneck: (Q, D) of the teacher.
         prototypes: (K, D) of the teacher.
         center: (1, K).
         temperature: The teacher's.
-        weights: (B, S, T), a_it: how much each pair of rows counts.
+        pairs: What is compared with what.
     """
 
     bottleneck: Tensor
     prototypes: Tensor
     center: Tensor
     temperature: float
-    weights: Tensor
+    pairs: list[Pair]
 
 
 def fused_cross_entropy(
@@ -55,7 +69,7 @@ def fused_cross_entropy(
     """Weighted sum of cross-entropies between student and teacher rows.
 
     Args:
-        bottleneck: (B, S, D) of the student.
+        bottleneck: (R, D) of the student.
         prototypes: (K, D) of the student.
         temperature: The student's.
         targets: The teacher's side.
@@ -67,29 +81,27 @@ def fused_cross_entropy(
     return loss
 
 
-def assignment(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Say how much each pair of rows counts in the mean over pairs of views.
+def pair_views(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Pair]:
+    """Match every student view's regions with every other teacher view's.
 
     Args:
         student: (B, L, C) region features of each student view.
         teacher: (B, L, C) region features of each teacher view, the first of the student's.
 
     Returns:
-        (B, S, T) float32: in each student row one entry for each other teacher view, at the match.
+        The pairs of the mean over pairs of views: all weights together are 1.
     """
-    shares = [
-        view.new_full((len(view), view.shape[1]), 1 / view[..., 0].numel(), dtype=torch.float32)
-        for view in student
-    ]
-    num_pairs = len(view_pairs(len(student), len(teacher)))
-    rows = torch.cat(tuple(student), dim=1)
-    blocks = []
-    for index, view in enumerate(teacher):
-        share = [torch.zeros_like(s) if i == index else s / num_pairs for i, s in enumerate(shares)]
-        block = view.new_zeros(*rows.shape[:2], view.shape[1], dtype=torch.float32)
-        match = match_regions(rows, view).unsqueeze(-1)
-        blocks.append(block.scatter_(-1, match, torch.cat(share, dim=1).unsqueeze(-1)))
-    return torch.cat(blocks, dim=-1)
+    starts = [0, *accumulate(len(view) * view.shape[1] for view in student)]
+    teacher_starts = [0, *accumulate(len(view) * view.shape[1] for view in teacher)]
+    numbers = view_pairs(len(student), len(teacher))
+    pairs = []
+    for t, s in numbers:
+        B, T, _ = teacher[t].shape
+        images = torch.arange(B, device=teacher[t].device).unsqueeze(1)  # (B, 1)
+        matches = match_regions(student[s], teacher[t]) + T * images + teacher_starts[t]
+        rows = slice(starts[s], starts[s + 1])
+        pairs.append(Pair(rows, matches.flatten(), 1 / (len(numbers) * matches.numel())))
+    return pairs
 
 
 class FusedLoss(Loss):
@@ -99,40 +111,38 @@ class FusedLoss(Loss):
         self, student: Projections, teacher: Projections, teacher_temperature: float
     ) -> Tensor:
         """Mean cross-entropy over all pairs of views: a view is its own only region."""
-        student_views = split_views(student.view, (1,) * len(student.regions_per_view))
-        teacher_views = split_views(teacher.view, (1,) * len(teacher.regions_per_view))
+        num_student, num_teacher = len(student.regions_per_view), len(teacher.regions_per_view)
         targets = Targets(
-            torch.cat(teacher_views, dim=1).detach(),
-            teacher.view_prototypes.detach(),
+            teacher.view,
+            teacher.view_prototypes,
             self.center,
             teacher_temperature,
-            assignment(
-                [torch.ones_like(view[..., :1]) for view in student_views],
-                [torch.ones_like(view[..., :1]) for view in teacher_views],
+            pair_views(
+                split_views(student.view.detach(), (1,) * num_student),
+                split_views(teacher.view, (1,) * num_teacher),
             ),
         )
-        rows = torch.cat(student_views, dim=1)  # (B, V, D)
-        return fused_cross_entropy(rows, student.view_prototypes, self.student_temperature, targets)
+        return fused_cross_entropy(
+            student.view, student.view_prototypes, self.student_temperature, targets
+        )
 
     def region_task(
         self, student: Projections, teacher: Projections, teacher_temperature: float
     ) -> Tensor:
         """Mean cross-entropy over all pairs of views of their matched regions."""
-        student_bottleneck, student_prototypes = region_head(student)
-        teacher_bottleneck, teacher_prototypes = region_head(teacher)
-        teacher_views = split_views(teacher_bottleneck, teacher.regions_per_view)
+        rows, prototypes = region_head(student)
+        teacher_rows, teacher_prototypes = region_head(teacher)
         targets = Targets(
-            torch.cat(teacher_views, dim=1).detach(),
-            teacher_prototypes.detach(),
+            teacher_rows,
+            teacher_prototypes,
             self.center_grid,
             teacher_temperature,
-            assignment(
-                split_views(student.region_features, student.regions_per_view),
+            pair_views(
+                split_views(student.region_features.detach(), student.regions_per_view),
                 split_views(teacher.region_features, teacher.regions_per_view),
             ),
         )
-        rows = torch.cat(split_views(student_bottleneck, student.regions_per_view), dim=1)
-        return fused_cross_entropy(rows, student_prototypes, self.student_temperature, targets)
+        return fused_cross_entropy(rows, prototypes, self.student_temperature, targets)
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
@@ -174,24 +184,22 @@ def _loss_and_gradients(
     rows: Tensor, prototypes: Tensor, temperature: float, targets: Targets, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The three sums of the module's docstring, with products in `dtype`."""
-    weights = targets.weights
-    totals = weights.sum(dim=-1, keepdim=True)  # n, (B, S, 1)
-    gathered = weights.transpose(1, 2) @ rows  # z, (B, T, D)
-    student = make_side(rows / temperature, totals * rows / temperature, prototypes, dtype)
-    teacher = make_side(
-        targets.bottleneck.float() / targets.temperature,
-        gathered / -temperature,
-        targets.prototypes,
-        dtype,
-        targets.center.flatten() / -targets.temperature,
-    )
-    scratch = Scratch(student, teacher)
-    find_logsumexps(student, scratch)
-    find_logsumexps(teacher, scratch)
-    grad_prototypes = find_means(student, teacher, scratch)
+    others = targets.bottleneck.float()
+    totals = rows.new_zeros(len(rows), 1)  # n, (R, 1)
+    owed = torch.zeros_like(others)  # z / -tau, (Q, D)
+    for pair in targets.pairs:
+        totals[pair.rows] += pair.weight
+        owed.index_add_(0, pair.matches, rows[pair.rows], alpha=-pair.weight / temperature)
 
-    student_means, teacher_means = student.means.view_as(rows), teacher.means.view_as(gathered)
-    loss = (totals.flatten() * student.logsumexps.flatten()).sum()
-    loss = loss - (teacher_means * gathered).sum() / temperature
-    grad_rows = (totals * student_means - weights @ teacher_means) / temperature
-    return loss, grad_rows, grad_prototypes
+    sweep = Sweep(prototypes.to(dtype), max(len(rows), len(others)))
+    queries = (rows / temperature).to(dtype)
+    means, logsumexps = sweep.expect(queries, Keys(sweep.values, None), queries * totals)
+    keys = Keys(targets.prototypes.to(dtype), targets.center.flatten() / -targets.temperature)
+    target_means, _ = sweep.expect((others / targets.temperature).to(dtype), keys, owed)
+
+    loss = (totals * logsumexps).sum() + (target_means * owed).sum()
+    grad_rows = means.mul_(totals / temperature)
+    for pair in targets.pairs:
+        target = target_means[pair.matches]  # (N, D)
+        grad_rows[pair.rows].sub_(target, alpha=pair.weight / temperature)
+    return loss, grad_rows, sweep.gradient

@@ -1,134 +1,157 @@
-"""Softmax over all prototypes, in two sweeps over tiles of logits that are made and dropped.
+"""Softmax of many rows over all prototypes, a chunk of rows at a time.
 
-The first sweep finds the logsumexp of every row. The second makes the same logits again, now as
-probabilities, and multiplies them with what they belong to. Making them twice costs a third more
-products than keeping them, and is as fast: a tile stays in the caches, the gradient is written
-once, and memory does not grow with the number of rows. Statistics are float32.
+A chunk's rows meet the prototypes block by block. Each block's exponentials are made, summed and
+multiplied with the prototypes while they are in a cache, under the maximum of their own block, and
+kept until the chunk's logsumexp is known; then they are multiplied with what they owe to the
+gradient. The unknown scales between a block's maximum and the logsumexp go to the D columns of the
+other factor, so no exponential is ever touched to rescale it (Milakov and Gimelshein 2018, Online
+normalizer calculation for softmax). Chunks take the same memory, so it does not grow with the
+number of rows. Statistics are float32; products are of the queries' dtype.
 
-Shapes: B images, L rows of an image, N rows of a chunk, D columns, K prototypes, W of them at once.
+Shapes: R rows, N of them in a chunk, D columns, K prototypes, W of them in a block.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-TILE_ROWS = 768
-"""Rows whose logits are made at once: the regions of about four images."""
+CHUNK_BYTES = 64 * 2**20
+"""Exponentials that live at once."""
 
-TILE_COLUMNS = 2048
-"""Prototypes they are compared with at once."""
-
-
-class Chunk(NamedTuple):
-    """Some rows of one network, and what is found for them."""
-
-    queries: Tensor  # (N, D) rows over the temperature
-    cotangents: Tensor  # (N, D) what each row's softmax is multiplied with in dW
-    logsumexp: Tensor  # (N, 1) float32
-    mean: Tensor  # (N, D) float32
+BLOCK_BYTES = 4 * 2**20
+"""Float32 logits that are worked on at once, about the second-level caches of two cores."""
 
 
-class Side(NamedTuple):
-    """All rows of one network, and what their logits are made with."""
+class Keys(NamedTuple):
+    """What logits are made with.
 
-    chunks: list[Chunk]
-    logsumexps: Tensor  # (B * L, 1) float32
-    means: Tensor  # (B * L, D) float32
-    prototypes: Tensor  # (K, D)
-    bias: Tensor | None  # (K,) float32
-
-
-def make_side(
-    queries: Tensor,
-    cotangents: Tensor,
-    prototypes: Tensor,
-    dtype: torch.dtype,
-    bias: Tensor | None = None,
-) -> Side:
-    """Cut rows (B, L, D) into chunks, with room for their results."""
-    queries, cotangents = queries.flatten(0, 1).to(dtype), cotangents.flatten(0, 1).to(dtype)
-    means = torch.zeros_like(queries, dtype=torch.float32)
-    logsumexps = means.new_empty(len(means), 1)
-    num_chunks = -(-len(means) // TILE_ROWS)
-    parts = (x.tensor_split(num_chunks) for x in (queries, cotangents, logsumexps, means))
-    chunks = [Chunk(*part) for part in zip(*parts, strict=True)]
-    return Side(chunks, logsumexps, means, prototypes, bias)
-
-
-class Tile(NamedTuple):
-    """Logits of N rows for W prototypes; in float32 both are the same memory."""
-
-    products: Tensor  # (N, W), as the product gives them
-    logits: Tensor  # (N, W) float32
-
-
-class Scratch:
-    """Memory for one tile of logits, used again by all: fresh pages cost as much as the sums."""
-
-    def __init__(self, *sides: Side) -> None:
-        """Take memory for the largest chunk of rows."""
-        largest = max((side.chunks[0].queries for side in sides), key=len)
-        self.dtype = largest.dtype
-        self.products = largest.new_empty(len(largest) * TILE_COLUMNS)
-        self.logits = self.products.float()  # in float32 the same memory
-
-    def make_logits(self, chunk: Chunk, keys: Tensor, bias: Tensor | None) -> Tile:
-        """Compare a chunk's rows with some prototypes (W, D), whose bias is (W,)."""
-        shape = len(chunk.queries), len(keys)
-        size = shape[0] * shape[1]
-        tile = Tile(self.products[:size].view(shape), self.logits[:size].view(shape))
-        tile.logits.copy_(torch.mm(chunk.queries, keys.T, out=tile.products))
-        if bias is not None:
-            tile.logits.add_(bias)
-        return tile
-
-
-def _blocks(side: Side, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Cut a side's prototypes into blocks: where they are, the prototypes, their bias."""
-    for start in range(0, len(side.prototypes), TILE_COLUMNS):
-        span = slice(start, start + TILE_COLUMNS)
-        yield span, side.prototypes[span].to(dtype), None if side.bias is None else side.bias[span]
-
-
-def find_logsumexps(side: Side, scratch: Scratch) -> None:
-    """Fill `logsumexp` of a side's chunks, in one sweep over the prototypes.
-
-    What was summed under an older maximum is rescaled (Milakov and Gimelshein 2018, Online
-    normalizer calculation for softmax).
+    Attributes:
+        prototypes: (K, D), of the products' dtype.
+        bias: (K,) float32 added to the logits, or None.
     """
-    maxima = [torch.full_like(chunk.logsumexp, -torch.inf) for chunk in side.chunks]
-    totals = [torch.zeros_like(chunk.logsumexp) for chunk in side.chunks]
-    for _, keys, bias in _blocks(side, scratch.dtype):
-        for i, chunk in enumerate(side.chunks):
-            logits = scratch.make_logits(chunk, keys, bias).logits
-            maximum = torch.maximum(maxima[i], logits.amax(dim=1, keepdim=True))
-            totals[i].mul_((maxima[i] - maximum).exp_())
-            totals[i].add_(logits.sub_(maximum).exp_().sum(dim=1, keepdim=True))
-            maxima[i] = maximum
-    for chunk, maximum, total in zip(side.chunks, maxima, totals, strict=True):
-        torch.add(maximum, total.log_(), out=chunk.logsumexp)
+
+    prototypes: Tensor
+    bias: Tensor | None
 
 
-def find_means(student: Side, teacher: Side, scratch: Scratch) -> Tensor:
-    """Fill `mean` of all chunks; gives dW, softmax^T cotangents summed over all rows, (K, D)."""
-    grad = torch.empty_like(student.prototypes, dtype=torch.float32)
-    both = zip(_blocks(student, scratch.dtype), _blocks(teacher, scratch.dtype), strict=True)
-    for (span, values, _), (_, teacher_keys, bias) in both:
-        grad_block = grad[span].zero_()
-        work = [(chunk, values, None) for chunk in student.chunks]
-        for chunk, keys, chunk_bias in work + [(c, teacher_keys, bias) for c in teacher.chunks]:
-            tile = scratch.make_logits(chunk, keys, chunk_bias)
-            probs = tile.products.copy_(tile.logits.sub_(chunk.logsumexp).exp_())
-            _add_product(chunk.mean, probs, values)
-            _add_product(grad_block, probs.T, chunk.cotangents)
-    return grad
+class Expectation(NamedTuple):
+    """What is known of each row's softmax.
+
+    Attributes:
+        mean: (R, D) float32, the mean value.
+        logsumexp: (R, 1) float32.
+    """
+
+    mean: Tensor
+    logsumexp: Tensor
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to a float32 total."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total.add_(left @ right)
+class _Block(NamedTuple):
+    """Some prototypes, and what a chunk says of them."""
+
+    span: slice
+    exps: Tensor  # (N, W), kept until the chunk is done
+    logits: Tensor  # (N, W) float32, used again by the next block; in float32 the same memory
+    maximum: Tensor  # (N, 1) float32, subtracted from the logits
+
+
+class Sweep:
+    """Goes through values (K, D), with memory that all chunks of rows share.
+
+    Fresh pages cost as much time as the sums they are for, so all large memory is taken once.
+    """
+
+    def __init__(self, values: Tensor, max_rows: int) -> None:
+        """Take memory for chunks of at most `max_rows` rows.
+
+        Args:
+            values: (K, D), of the products' dtype.
+            max_rows: The most rows that will come at once.
+        """
+        self.values = values
+        self.gradient = torch.zeros_like(values, dtype=torch.float32)
+        K, D = values.shape
+        self._max_rows = max(1, min(max_rows, CHUNK_BYTES // (K * values.element_size())))
+        self._width = min(K, max(256, BLOCK_BYTES // (4 * self._max_rows) // 256 * 256))
+        self._exps = values.new_empty(self._max_rows * K)
+        self._is_float32 = values.dtype == torch.float32
+        if not self._is_float32:
+            self._logits = self.gradient.new_empty(self._max_rows * self._width)
+            self._product = values.new_empty(max(self._max_rows, self._width), D)
+            self._product32 = torch.empty_like(self._product, dtype=torch.float32)
+
+    def expect(self, queries: Tensor, keys: Keys, cotangents: Tensor) -> Expectation:
+        """Give each row's mean value; adds softmax^T cotangents to the gradient.
+
+        Args:
+            queries: (R, D) rows, whose logits are `queries @ prototypes^T + bias`.
+            keys: What logits are made with.
+            cotangents: (R, D) float32.
+        """
+        num_chunks = -(-len(queries) // self._max_rows)
+        mean = torch.zeros_like(cotangents)
+        logsumexp = mean.new_empty(len(mean), 1)
+        parts = (x.tensor_split(num_chunks) for x in (queries, cotangents, mean, logsumexp))
+        for chunk, chunk_cotangents, *result in zip(*parts, strict=True):
+            blocks = self._blocks(len(chunk))
+            self._fill(chunk, keys, blocks, Expectation(*result))
+            self._add_gradient(blocks, result[1], chunk_cotangents)
+        return Expectation(mean, logsumexp)
+
+    def _blocks(self, num_rows: int) -> list[_Block]:
+        """Cut the memory into one contiguous piece for each block of prototypes."""
+        K, width = len(self.values), self._width
+        maxima = self.gradient.new_empty(-(-K // width), num_rows, 1)
+        blocks = []
+        for start, maximum in zip(range(0, K, width), maxima, strict=True):
+            span = slice(start, min(start + width, K))
+            size = num_rows * (span.stop - start)
+            exps = self._exps[num_rows * start :][:size].view(num_rows, -1)
+            logits = exps if self._is_float32 else self._logits[:size].view(num_rows, -1)
+            blocks.append(_Block(span, exps, logits, maximum))
+        return blocks
+
+    def _fill(self, queries: Tensor, keys: Keys, blocks: list[_Block], result: Expectation) -> None:
+        """Fill a chunk's blocks and its result; sums under an older maximum are rescaled."""
+        mean, logsumexp = result
+        total = torch.zeros_like(logsumexp)
+        maximum = torch.full_like(logsumexp, -torch.inf)
+        for block in blocks:
+            block_total = _exponentiate(queries, keys, block)
+            new_maximum = torch.maximum(maximum, block.maximum)
+            old, new = (maximum - new_maximum).exp_(), (block.maximum - new_maximum).exp_()
+            total.mul_(old).addcmul_(block_total, new)
+            product = self._multiply(block.exps, self.values[block.span])
+            mean.mul_(old).addcmul_(product, new)
+            maximum = new_maximum
+        mean.div_(total)
+        torch.add(maximum, total.log_(), out=logsumexp)
+
+    def _add_gradient(self, blocks: list[_Block], logsumexp: Tensor, cotangents: Tensor) -> None:
+        """Add a chunk's softmax^T cotangents to the gradient."""
+        for block in blocks:
+            scaled = (cotangents * (block.maximum - logsumexp).exp_()).to(block.exps.dtype)
+            if self._is_float32:
+                self.gradient[block.span].addmm_(block.exps.T, scaled)
+            else:
+                self.gradient[block.span].add_(self._multiply(block.exps.T, scaled))
+
+    def _multiply(self, left: Tensor, right: Tensor) -> Tensor:
+        """Give left @ right in float32, valid until the next product."""
+        if self._is_float32:
+            return left @ right
+        product = torch.mm(left, right, out=self._product[: len(left)])
+        return self._product32[: len(left)].copy_(product)
+
+
+def _exponentiate(queries: Tensor, keys: Keys, block: _Block) -> Tensor:
+    """Write a block's exp(logits - maximum) and maximum; gives the (N, 1) float32 sums."""
+    torch.mm(queries, keys.prototypes[block.span].T, out=block.exps)
+    logits = block.logits.copy_(block.exps)  # nothing moves where they are the same memory
+    if keys.bias is not None:
+        logits.add_(keys.bias[block.span])
+    torch.amax(logits, dim=1, keepdim=True, out=block.maximum)
+    logits.sub_(block.maximum).exp_()
+    block.exps.copy_(logits)
+    return logits.sum(dim=1, keepdim=True)

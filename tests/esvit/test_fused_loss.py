@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from esvit import sweeps
-from esvit.fused_loss import FusedLoss, Targets, assignment, fused_cross_entropy
+from esvit.fused_loss import FusedLoss, Pair, Targets, fused_cross_entropy, pair_views
 from esvit.loss import Loss, match_regions
 from esvit.model import Projections
 
@@ -43,13 +43,12 @@ def assert_relatively_close(actual, expected, tolerance):
 @pytest.mark.parametrize("length", [1.0, 30.0])
 @pytest.mark.parametrize(
     ("sizes", "images", "prototypes"),
-    [((4, 4), 1, 96), ((9, 9, 4, 4), 3, 96), ((6, 6, 3, 2, 1), 2, 100), ((49, 49, 9, 9), 2, 257)],
+    [((4, 4), 1, 96), ((9, 9, 4, 4), 3, 96), ((6, 6, 3, 2, 1), 2, 100), ((49, 49, 9, 9), 2, 600)],
 )
 def test_gradients_equal_autograds_of_the_written_out_form(
     monkeypatch, sizes, images, prototypes, length
 ):
-    monkeypatch.setattr(sweeps, "TILE_ROWS", 20)
-    monkeypatch.setattr(sweeps, "TILE_COLUMNS", 32)
+    monkeypatch.setattr(sweeps, "CHUNK_BYTES", 4 * 20 * prototypes)
     torch.manual_seed(0)
     student = unit_output(sizes, images=images, prototypes=prototypes, length=length)
     teacher = unit_output(sizes[:2], images=images, prototypes=prototypes, length=length)
@@ -90,25 +89,24 @@ def test_autocast_is_as_near_to_float32_as_the_written_out_form():
         assert (actual - expected).norm() <= 1.2 * (beside - expected).norm()
 
 
-def test_a_batch_agrees_with_its_images():
+def test_chunks_and_blocks_change_nothing(monkeypatch):
     torch.manual_seed(0)
-    rows, others = torch.randn(4, 6, 16), torch.randn(4, 3, 16)
-    prototypes, center = torch.randn(96, 16), torch.randn(1, 96)
-    weights = torch.rand(4, 6, 3)
-
-    def loss(span):
-        targets = Targets(others[span], prototypes, center, 0.5, weights[span])
-        return fused_cross_entropy(rows[span], prototypes, 0.5, targets)
-
-    of_images = [loss(slice(image, image + 1)) for image in range(4)]
-    torch.testing.assert_close(loss(slice(None)), torch.stack(of_images).sum())
+    student, teacher = (unit_output((4, 4), images=3, prototypes=1000) for _ in range(2))
+    whole, gradients = results(FusedLoss, student, teacher, 1000)
+    monkeypatch.setattr(sweeps, "CHUNK_BYTES", 4 * 5 * 1000)
+    monkeypatch.setattr(sweeps, "BLOCK_BYTES", 1)
+    cut, cut_gradients = results(FusedLoss, student, teacher, 1000)
+    torch.testing.assert_close(cut.total, whole.total)
+    for actual, expected in zip(cut_gradients, gradients, strict=True):
+        assert_relatively_close(actual, expected, 2e-6)
 
 
 def test_student_that_equals_its_target_has_no_gradient():
     torch.manual_seed(0)
-    rows = torch.randn(1, 1, 16, requires_grad=True)
+    rows = torch.randn(1, 16, requires_grad=True)
     prototypes = torch.randn(96, 16)
-    targets = Targets(rows.detach(), prototypes, torch.zeros(1, 96), 0.3, torch.ones(1, 1, 1))
+    itself = Pair(slice(0, 1), torch.tensor([0]), 1.0)
+    targets = Targets(rows.detach(), prototypes, torch.zeros(1, 96), 0.3, [itself])
     fused_cross_entropy(rows, prototypes, 0.3, targets).backward()
     torch.testing.assert_close(rows.grad, torch.zeros_like(rows), atol=1e-5, rtol=0)
 
@@ -137,29 +135,26 @@ def test_evaluation_needs_no_graph():
     torch.testing.assert_close(total, Loss(96)(student, teacher, 0.1).total.detach())
 
 
-def test_assignment_by_hand():
+def test_pairs_by_hand():
     """Two global views of 2 regions, one local of 1: 4 pairs, each weighs a quarter."""
     first = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     second = torch.tensor([[[0.1, 1.0], [1.0, 0.1]]])
     local = torch.tensor([[[0.0, 3.0]]])
-    eighth, quarter = 1 / 8, 1 / 4
-    expected = torch.tensor(
-        [
-            [0, 0, 0, eighth],
-            [0, 0, eighth, 0],
-            [0, eighth, 0, 0],
-            [eighth, 0, 0, 0],
-            [0, quarter, quarter, 0],
-        ]
-    )
-    weights = assignment([first, second, local], [first, second])
-    torch.testing.assert_close(weights, expected.unsqueeze(0))
+    pairs = pair_views([first, second, local], [first, second])
+    found = [(pair.rows, pair.matches.tolist(), pair.weight) for pair in pairs]
+    assert found == [
+        (slice(2, 4), [1, 0], 1 / 8),
+        (slice(4, 5), [1], 1 / 4),
+        (slice(0, 2), [3, 2], 1 / 8),
+        (slice(4, 5), [2], 1 / 4),
+    ]
 
 
-def test_assignment_follows_the_matches():
+def test_pairs_stay_within_an_image():
     torch.manual_seed(0)
-    student = [torch.randn(2, size, 5) for size in (7, 7, 3)]
-    weights = assignment(student, student[:2])
-    match = match_regions(student[2], student[1])
-    assert weights.sum().item() == pytest.approx(1)
-    assert torch.equal(weights[:, 14:, 7:].argmax(-1), match)
+    student = [torch.randn(3, size, 5) for size in (7, 7, 2)]
+    pairs = pair_views(student, student[:2])
+    match = match_regions(student[2], student[1])  # (3, 2)
+    expected = [21 + 7 * image + match[image, region] for image in range(3) for region in range(2)]
+    assert pairs[-1].matches.tolist() == expected
+    assert sum(pair.weight * len(pair.matches) for pair in pairs) == pytest.approx(1)
