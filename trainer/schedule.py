@@ -5,19 +5,18 @@ learning rate, weight decay and momentum move with the step, the teacher's tempe
 epoch.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
+class SchedulePlan:
     """Where the scheduled values start and end; the defaults are the published Swin runs'.
 
     Attributes:
         epochs: Passes over the data.
-        steps_per_epoch: Optimizer updates in a pass.
-        lr: Peak learning rate, after `peak_lr`'s rule.
         final_lr: What the learning rate falls to, never quite reached.
         warmup_epochs: In which the learning rate rises linearly from 0.
         weight_decay: At the first step.
@@ -29,8 +28,6 @@ class ScheduleConfig:
     """
 
     epochs: int = 300
-    steps_per_epoch: int
-    lr: float = 1e-3
     final_lr: float = 1e-6
     warmup_epochs: int = 10
     weight_decay: float = 0.04
@@ -41,10 +38,8 @@ class ScheduleConfig:
     warmup_teacher_epochs: int = 30
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.steps_per_epoch) < 1:
-            raise ValueError(
-                f"epochs is {self.epochs}, steps_per_epoch {self.steps_per_epoch}, expected >= 1"
-            )
+        if self.epochs < 1:
+            raise ValueError(f"epochs is {self.epochs}, expected >= 1")
         if not 0 <= self.warmup_epochs <= self.epochs or self.warmup_teacher_epochs < 0:
             raise ValueError(
                 f"warm-ups are {self.warmup_epochs} and {self.warmup_teacher_epochs} epochs, "
@@ -57,6 +52,24 @@ class ScheduleConfig:
                 f"teacher temperatures are {self.warmup_teacher_temperature} and "
                 f"{self.teacher_temperature}, expected over 0"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(SchedulePlan):
+    """A plan, and what it takes from the data and the batch.
+
+    Attributes:
+        steps_per_epoch: Optimizer updates in a pass.
+        lr: Peak learning rate, after `peak_lr`'s rule.
+    """
+
+    steps_per_epoch: int
+    lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps_per_epoch < 1:
+            raise ValueError(f"epochs have steps_per_epoch {self.steps_per_epoch}, expected >= 1")
 
     @property
     def num_steps(self) -> int:
@@ -71,6 +84,12 @@ class Scheduled(NamedTuple):
     weight_decay: float
     momentum: float
     teacher_temperature: float
+
+
+def plan_schedule(plan: SchedulePlan, *, steps_per_epoch: int, lr: float) -> ScheduleConfig:
+    """Complete a plan."""
+    fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(SchedulePlan)}
+    return ScheduleConfig(**fields, steps_per_epoch=steps_per_epoch, lr=lr)
 
 
 def peak_lr(base_lr: float, global_batch: int) -> float:

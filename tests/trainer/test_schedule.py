@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.schedule import ScheduleConfig, at, peak_lr
+from trainer.schedule import ScheduleConfig, SchedulePlan, at, peak_lr, plan_schedule
 
 REFERENCE = Path(__file__).parent.parent / "reference" / "schedules.npz"
 
@@ -78,3 +78,11 @@ def test_step_outside_the_run_is_refused(step):
 def test_nonsense_is_refused(field, value, message):
     with pytest.raises(ValueError, match=message):
         ScheduleConfig(**{"steps_per_epoch": 4, field: value})
+
+
+def test_plan_keeps_its_fields_when_it_is_completed():
+    plan = SchedulePlan(epochs=7, warmup_epochs=2, momentum=0.9)
+    config = plan_schedule(plan, steps_per_epoch=3, lr=0.5)
+    assert config == ScheduleConfig(
+        epochs=7, warmup_epochs=2, momentum=0.9, steps_per_epoch=3, lr=0.5
+    )
