@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from esvit.loss import Loss, Losses
 from esvit.model import Projections
 from esvit.teacher import update_teacher
-from trainer import schedule
+from trainer import distributed, schedule
 from trainer.optim import clip_all_gradients, clip_each_gradient, freeze_last_layers, set_schedule
 from trainer.schedule import ScheduleConfig, Scheduled
 
@@ -96,7 +96,7 @@ def train_step(
     schedule_config: ScheduleConfig,
     config: StepConfig,
 ) -> StepReport:
-    """Do one optimizer update and what belongs to it.
+    """Do one optimizer update and what belongs to it, together with all other processes.
 
     A step whose gradients are not finite changes nothing but the counters. Whether they are is
     asked of the gradients, which are the same in all processes, and together with the numbers of
@@ -113,6 +113,7 @@ def train_step(
     set_schedule(state.optimizer, lr=values.lr, weight_decay=values.weight_decay)
     state.optimizer.zero_grad(set_to_none=True)
     teacher_parts, losses = _accumulate(state, parts, values.teacher_temperature, config)
+    losses = _average_over_processes(state.student, losses)
     norms = _clip(state.student, config)
     report = _report(losses, norms, values)
     state.step += 1
@@ -148,6 +149,14 @@ def _accumulate(
         teacher_parts.append(teacher_output)
         losses.append(Losses(loss.total.detach(), loss.view, loss.region))
     return teacher_parts, Losses(*(torch.stack(part).mean() for part in zip(*losses, strict=True)))
+
+
+def _average_over_processes(student: nn.Module, losses: Losses) -> Losses:
+    """Make gradients and losses the mean of all processes'; nothing if alone."""
+    gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+    parts = torch.stack(losses)
+    distributed.average_([*gradients, parts])
+    return Losses(*parts.unbind())
 
 
 def _clip(student: nn.Module, config: StepConfig) -> Tensor:
