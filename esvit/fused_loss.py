@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from esvit.loss import Loss, match_regions, region_head, split_views, view_pairs
 from esvit.model import Projections
-from esvit.sweeps import Keys, Sweep
+from esvit.sweeps import Keys, Sweep, Workspace
 
 
 class Pair(NamedTuple):
@@ -54,6 +54,7 @@ class Targets(NamedTuple):
         center: (1, K).
         temperature: The teacher's.
         pairs: What is compared with what.
+        workspace: Memory that is kept from call to call.
     """
 
     bottleneck: Tensor
@@ -61,6 +62,7 @@ class Targets(NamedTuple):
     center: Tensor
     temperature: float
     pairs: list[Pair]
+    workspace: Workspace
 
 
 def fused_cross_entropy(
@@ -107,6 +109,25 @@ def pair_views(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Pai
 class FusedLoss(Loss):
     """`Loss` in a fraction of its memory and time; the same arguments, state and numbers."""
 
+    def __init__(
+        self,
+        num_prototypes: int,
+        *,
+        view_weight: float = 0.5,
+        region_weight: float = 0.5,
+        student_temperature: float = 0.1,
+        center_momentum: float = 0.9,
+    ) -> None:
+        """Take what `Loss` takes."""
+        super().__init__(
+            num_prototypes,
+            view_weight=view_weight,
+            region_weight=region_weight,
+            student_temperature=student_temperature,
+            center_momentum=center_momentum,
+        )
+        self.workspace = Workspace()
+
     def view_task(
         self, student: Projections, teacher: Projections, teacher_temperature: float
     ) -> Tensor:
@@ -121,6 +142,7 @@ class FusedLoss(Loss):
                 split_views(student.view.detach(), (1,) * num_student),
                 split_views(teacher.view, (1,) * num_teacher),
             ),
+            self.workspace,
         )
         return fused_cross_entropy(
             student.view, student.view_prototypes, self.student_temperature, targets
@@ -141,6 +163,7 @@ class FusedLoss(Loss):
                 split_views(student.region_features.detach(), student.regions_per_view),
                 split_views(teacher.region_features, teacher.regions_per_view),
             ),
+            self.workspace,
         )
         return fused_cross_entropy(rows, prototypes, self.student_temperature, targets)
 
@@ -191,10 +214,12 @@ def _loss_and_gradients(
         totals[pair.rows] += pair.weight
         owed.index_add_(0, pair.matches, rows[pair.rows], alpha=-pair.weight / temperature)
 
-    sweep = Sweep(prototypes.to(dtype), max(len(rows), len(others)))
+    values = _cast("values", prototypes, dtype, targets.workspace)
+    sweep = Sweep(values, max(len(rows), len(others)), targets.workspace)
     queries = (rows / temperature).to(dtype)
-    means, logsumexps = sweep.expect(queries, Keys(sweep.values, None), queries * totals)
-    keys = Keys(targets.prototypes.to(dtype), targets.center.flatten() / -targets.temperature)
+    means, logsumexps = sweep.expect(queries, Keys(values, None), queries * totals)
+    teacher_prototypes = _cast("keys", targets.prototypes, dtype, targets.workspace)
+    keys = Keys(teacher_prototypes, targets.center.flatten() / -targets.temperature)
     target_means, _ = sweep.expect((others / targets.temperature).to(dtype), keys, owed)
 
     loss = (totals * logsumexps).sum() + (target_means * owed).sum()
@@ -203,3 +228,10 @@ def _loss_and_gradients(
         target = target_means[pair.matches]  # (N, D)
         grad_rows[pair.rows].sub_(target, alpha=pair.weight / temperature)
     return loss, grad_rows, sweep.gradient
+
+
+def _cast(name: str, values: Tensor, dtype: torch.dtype, workspace: Workspace) -> Tensor:
+    """Give (K, D) values in another dtype, in kept memory; the same values if they have it."""
+    if values.dtype == dtype:
+        return values.detach()
+    return workspace.take(name, tuple(values.shape), values.new_empty(0, dtype=dtype)).copy_(values)

@@ -11,16 +11,17 @@ number of rows. Statistics are float32; products are of the queries' dtype.
 Shapes: R rows, N of them in a chunk, D columns, K prototypes, W of them in a block.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 64 * 2**20
-"""Exponentials that live at once."""
+CHUNK_BYTES = 96 * 2**20
+"""Exponentials that live at once: in bfloat16 the regions of four images and 65536 prototypes."""
 
-BLOCK_BYTES = 4 * 2**20
-"""Float32 logits that are worked on at once, about the second-level caches of two cores."""
+BLOCK_BYTES = 8 * 2**20
+"""Float32 logits that are worked on at once: near the caches, yet long enough to start threads."""
 
 
 class Keys(NamedTuple):
@@ -56,30 +57,49 @@ class _Block(NamedTuple):
     maximum: Tensor  # (N, 1) float32, subtracted from the logits
 
 
+class Workspace:
+    """Large memory that is kept from step to step: fresh pages cost as much as the sums in them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Give the memory of this name, of undefined content, with the dtype and device of `like`.
+
+        What was taken under the same name before must not be used any more.
+        """
+        size = math.prod(shape)
+        kept = self._kept.get(name)
+        fits = kept is not None and kept.dtype == like.dtype and kept.device == like.device
+        if kept is None or not fits or len(kept) < size:
+            kept = self._kept[name] = like.new_empty(size)
+        return kept[:size].view(shape)
+
+
 class Sweep:
-    """Goes through values (K, D), with memory that all chunks of rows share.
+    """Goes through values (K, D), with memory that all chunks of rows share."""
 
-    Fresh pages cost as much time as the sums they are for, so all large memory is taken once.
-    """
-
-    def __init__(self, values: Tensor, max_rows: int) -> None:
+    def __init__(self, values: Tensor, max_rows: int, workspace: Workspace) -> None:
         """Take memory for chunks of at most `max_rows` rows.
 
         Args:
             values: (K, D), of the products' dtype.
             max_rows: The most rows that will come at once.
+            workspace: Where memory is kept; not shared with another sweep under way.
         """
         self.values = values
         self.gradient = torch.zeros_like(values, dtype=torch.float32)
         K, D = values.shape
         self._max_rows = max(1, min(max_rows, CHUNK_BYTES // (K * values.element_size())))
         self._width = min(K, max(256, BLOCK_BYTES // (4 * self._max_rows) // 256 * 256))
-        self._exps = values.new_empty(self._max_rows * K)
+        self._exps = workspace.take("exps", (self._max_rows * K,), values)
         self._is_float32 = values.dtype == torch.float32
         if not self._is_float32:
-            self._logits = self.gradient.new_empty(self._max_rows * self._width)
-            self._product = values.new_empty(max(self._max_rows, self._width), D)
-            self._product32 = torch.empty_like(self._product, dtype=torch.float32)
+            size = self._max_rows * self._width
+            self._logits = workspace.take("logits", (size,), self.gradient)
+            product = (max(self._max_rows, self._width), D)
+            self._product = workspace.take("product", product, values)
+            self._product32 = workspace.take("product32", product, self.gradient)
 
     def expect(self, queries: Tensor, keys: Keys, cotangents: Tensor) -> Expectation:
         """Give each row's mean value; adds softmax^T cotangents to the gradient.
