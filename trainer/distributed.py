@@ -7,6 +7,8 @@ asking for them never waits for a GPU.
 
 import os
 import signal
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 EXIT_CODES = {
     signal.SIGTERM: 143,
@@ -25,6 +29,9 @@ EXIT_CODES = {
 """How a run that was asked to stop ends, after it has saved: 128 + signal for SIGTERM and SIGINT;
 75 (EX_TEMPFAIL, "try again") for SIGUSR1, which a scheduler sends before time is up, so that the
 job script can requeue on that status."""
+
+
+_POLL_S = 0.02
 
 
 @contextmanager
@@ -41,11 +48,44 @@ def process_group(timeout_s: float = 1800.0) -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_device())
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    timeout = timedelta(seconds=timeout_s)
+    store, number, size = next(rendezvous("env://", timeout=timeout))
+    store = unused_part(store, number, size, timeout_s=timeout_s)
+    dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def unused_part(store: Store, number: int, size: int, *, timeout_s: float) -> Store:
+    """Agree on a part of the store that no earlier start of the processes has written to.
+
+    When torchrun restarts its processes it keeps the store, in which there are still the addresses
+    of the dead: a process that is quicker than the one whose address it looks up calls a dead one.
+    Each process says hello with a word of its own, and is answered under that word.
+
+    Raises:
+        TimeoutError: if some process does not come.
+    """
+    if number > 0:
+        word = uuid.uuid4().hex
+        store.set(f"hello/{number}", word)
+        part = store.get(f"answer/{word}").decode()
+        store.set(f"{part}/joined/{number}", "")
+        return PrefixStore(part, store)
+    part, deadline = uuid.uuid4().hex, time.monotonic() + timeout_s
+    missing = set(range(1, size))
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"hello/{other}"]):  # perhaps an earlier start's, then nobody listens
+                store.set(f"answer/{store.get(f'hello/{other}').decode()}", part)
+            if store.check([f"{part}/joined/{other}"]):
+                missing.discard(other)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes {sorted(missing)} have not come in {timeout_s:.0f} s")
+        time.sleep(_POLL_S)
+    return PrefixStore(part, store)
 
 
 def rank() -> int:

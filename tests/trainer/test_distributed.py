@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -182,3 +184,30 @@ def test_torchrun_starts_the_group(tmp_path):
     for number in range(2):
         said = json.loads((tmp_path / f"{number}.json").read_text())
         assert said == {"step": 6, "code": 143, "world_size": 2}
+
+
+def test_restarted_processes_do_not_read_what_the_dead_have_written():
+    """The store of a start that died lives on, with the greeting of its process 1."""
+    store = torch.distributed.HashStore()
+    store.set("hello/1", "word of the dead")
+    store.set("address", "of the dead")
+    parts = {}
+
+    def join(number):
+        parts[number] = distributed.unused_part(store, number, 2, timeout_s=30)
+
+    threads = [threading.Thread(target=join, args=(number,)) for number in (0, 1)]
+    threads[0].start()
+    while not store.check(["answer/word of the dead"]):
+        time.sleep(0.001)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert not parts[1].check(["address"])
+    parts[0].set("address", "of the living")
+    assert parts[1].get("address") == b"of the living"
+
+
+def test_process_that_does_not_come_is_named():
+    with pytest.raises(TimeoutError, match=r"processes \[1, 2\] have not come"):
+        distributed.unused_part(torch.distributed.HashStore(), 0, 3, timeout_s=0.05)
