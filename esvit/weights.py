@@ -124,6 +124,21 @@ def read_checkpoint(path: Path, network: Network = "teacher") -> Weights:
     return weights
 
 
+def read_centers(path: Path) -> dict[str, Tensor]:
+    """Read the loss's centers of a published checkpoint, by name; files of ours hold none.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is cut or unsafe.
+    """
+    if path.suffix == ".safetensors":
+        return {}
+    content = _unpickle(path)
+    loss = content.get("dino_loss") if isinstance(content, dict) else None
+    named = loss.items() if isinstance(loss, dict) else ()
+    return {str(key): x for key, x in named if isinstance(x, Tensor)}
+
+
 def read_safetensors(path: Path) -> Weights:
     """Read what `write_safetensors` wrote; raises as `read_weights`."""
     if not path.is_file():

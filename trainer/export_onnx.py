@@ -24,6 +24,7 @@ from esvit.config import BACKBONES, backbone_config, backbone_name
 from esvit.weights import Network, digest, read_weights
 from service.contract import INPUT, OUTPUTS, ModelInfo, Output, PreprocessSpec
 from service.parity import MIN_COSINE, least_cosines, photograph_pixels
+from trainer.evaluation.images import preprocessing
 from trainer.onnx_graph import Pixels2Outputs, output_shapes, serialise, to_fp16, trace
 
 MAX_DIFFERENCE = 1e-4
@@ -138,11 +139,6 @@ def export(source: Source, image_size: int, precision: Literal["fp32", "fp16"]) 
         weights_sha256=digest(source.backbone.state_dict()),
     )
     return serialise(to_fp16(model) if precision == "fp16" else model, info)
-
-
-def preprocessing(image_size: int) -> PreprocessSpec:
-    """Keep the published proportion of crop to shorter side, 224 of 256, at any size."""
-    return PreprocessSpec(resize=round(image_size * 256 / 224), crop=image_size)
 
 
 def compare(data: bytes, backbone: Swin, spec: PreprocessSpec) -> list[Comparison]:

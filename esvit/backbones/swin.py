@@ -82,6 +82,12 @@ class Swin(nn.Module):
         pooled, regions = self._features(x)
         return AllOutputs(pooled, regions, attention, self._pooled([*maps, x]))
 
+    def recompute_blocks(self) -> None:
+        """Keep of each block only its input for the backward pass, and run it again there."""
+        for stage in self._stages:
+            for block in stage.blocks:
+                cast(SwinBlock, block).recompute = True
+
     @property
     def _stages(self) -> list[Stage]:
         return [cast(Stage, stage) for stage in self.layers]

@@ -11,6 +11,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from esvit.backbones.windows import (
     Layout,
@@ -131,6 +132,7 @@ class SwinBlock(nn.Module):
         super().__init__()
         self.windows = windows
         self.drop_rate = drop_rate
+        self.recompute = False
         self.norm1 = nn.LayerNorm(dim, EPS)
         self.attn = WindowAttention(dim, num_heads, windows.side)
         self.norm2 = nn.LayerNorm(dim, EPS)
@@ -138,6 +140,11 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to a map of the same shape."""
+        if self.recompute and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(self._forward, x, use_reentrant=False))
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         layout = self._layout(x)
         attended = self.attn(to_windows(self.norm1(x), layout), layout.mask)
         return self._finish(x, attended, layout)

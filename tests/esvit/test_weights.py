@@ -12,7 +12,14 @@ from esvit.config import BACKBONES, BackboneConfig, HeadConfig
 from esvit.head import ProjectionHead
 from esvit.model import EsViT
 from esvit.recognise import recognise_backbone, recognise_head
-from esvit.weights import Weights, digest, read_checkpoint, read_weights, write_safetensors
+from esvit.weights import (
+    Weights,
+    digest,
+    read_centers,
+    read_checkpoint,
+    read_weights,
+    write_safetensors,
+)
 from tests.conftest import TINY
 
 NETWORKS = ["student", "teacher"]
@@ -268,3 +275,15 @@ def test_digest_sees_values_and_names_but_not_order():
     assert digest(state) == digest(dict(reversed(state.items())))
     assert digest(state) != digest({"a": torch.ones(2), "c": torch.zeros(2)})
     assert digest(state) != digest({"a": torch.ones(2), "b": torch.full((2,), 1e-9)})
+
+
+def test_centers_are_read_with_a_published_checkpoint(reference):
+    with np.load(reference / "checkpoint_tiny.npz", allow_pickle=False) as recorded:
+        centers = read_centers(reference / "checkpoint_tiny.pth")
+        assert centers.keys() == {"center", "center_grid"}
+        for name, center in centers.items():
+            np.testing.assert_array_equal(center, recorded[name])
+
+
+def test_files_of_ours_hold_no_centers(tmp_path):
+    assert read_centers(tmp_path / "teacher.safetensors") == {}

@@ -1,0 +1,182 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from esvit import sweeps
+from esvit.fused_loss import FusedLoss, Pair, Targets, fused_cross_entropy, pair_views
+from esvit.loss import Loss, match_regions
+from esvit.model import Projections
+
+
+def unit_output(sizes, *, images, dim=16, prototypes=96, length=1.0):
+    """Rows on the unit sphere and prototypes of a given length, all of them leaves."""
+    num_rows = images * sum(sizes)
+
+    def unit(rows):
+        return F.normalize(torch.randn(rows, dim), dim=-1)
+
+    return Projections(
+        view=unit(images * len(sizes)).requires_grad_(),
+        view_prototypes=(length * unit(prototypes)).requires_grad_(),
+        regions=unit(num_rows).requires_grad_(),
+        region_prototypes=(length * unit(prototypes)).requires_grad_(),
+        region_features=torch.randn(num_rows, 8),
+        regions_per_view=tuple(sizes),
+    )
+
+
+def results(loss_class, student, teacher, prototypes):
+    """Loss parts, and all gradients of the student's leaves."""
+    torch.manual_seed(1)
+    loss = loss_class(prototypes)
+    loss.center.normal_(std=0.1)
+    loss.center_grid.normal_(std=0.1)
+    losses = loss(student, teacher, 0.04)
+    leaves = student[:4]
+    return losses, torch.autograd.grad(losses.total, leaves)
+
+
+def assert_relatively_close(actual, expected, tolerance):
+    assert (actual - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("length", [1.0, 30.0])
+@pytest.mark.parametrize(
+    ("sizes", "images", "prototypes"),
+    [((4, 4), 1, 96), ((9, 9, 4, 4), 3, 96), ((6, 6, 3, 2, 1), 2, 100), ((49, 49, 9, 9), 2, 600)],
+)
+def test_gradients_equal_autograds_of_the_written_out_form(
+    monkeypatch, sizes, images, prototypes, length
+):
+    monkeypatch.setattr(sweeps, "CHUNK_BYTES", 4 * 20 * prototypes)
+    torch.manual_seed(0)
+    student = unit_output(sizes, images=images, prototypes=prototypes, length=length)
+    teacher = unit_output(sizes[:2], images=images, prototypes=prototypes, length=length)
+    fused, fused_gradients = results(FusedLoss, student, teacher, prototypes)
+    written, written_gradients = results(Loss, student, teacher, prototypes)
+    torch.testing.assert_close(fused.total, written.total, rtol=1e-5, atol=0)
+    for actual, expected in zip(fused_gradients, written_gradients, strict=True):
+        assert_relatively_close(actual, expected, 1e-5)
+
+
+def test_gradients_reach_weight_normed_prototypes():
+    torch.manual_seed(0)
+    student, teacher = unit_output((4, 4, 2), images=2), unit_output((4, 4), images=2)
+    v, g = torch.randn(96, 16, requires_grad=True), torch.rand(96, 1, requires_grad=True)
+
+    def gradients(loss_class):
+        normed = student._replace(region_prototypes=g * F.normalize(v, dim=-1))
+        loss = loss_class(96, view_weight=0, region_weight=1)
+        return torch.autograd.grad(loss(normed, teacher, 0.04).total, (v, g))
+
+    for actual, expected in zip(gradients(FusedLoss), gradients(Loss), strict=True):
+        assert_relatively_close(actual, expected, 1e-5)
+
+
+def test_autocast_is_as_near_to_float32_as_the_written_out_form():
+    torch.manual_seed(0)
+    student, teacher = unit_output((9, 9, 4), images=3), unit_output((9, 9), images=3)
+    exact, exact_gradients = results(Loss, student, teacher, 96)
+    with torch.autocast("cpu", torch.bfloat16):
+        written, written_gradients = results(Loss, student, teacher, 96)
+        fused, fused_gradients = results(FusedLoss, student, teacher, 96)
+    assert fused.total.dtype == torch.float32
+    assert abs(fused.total - exact.total) <= max(abs(written.total - exact.total), 2e-3)
+    for actual, beside, expected in zip(
+        fused_gradients, written_gradients, exact_gradients, strict=True
+    ):
+        assert actual.dtype == torch.float32
+        assert (actual - expected).norm() <= 1.2 * (beside - expected).norm()
+
+
+def test_chunks_and_blocks_change_nothing(monkeypatch):
+    torch.manual_seed(0)
+    student, teacher = (unit_output((4, 4), images=3, prototypes=1000) for _ in range(2))
+    whole, gradients = results(FusedLoss, student, teacher, 1000)
+    monkeypatch.setattr(sweeps, "CHUNK_BYTES", 4 * 5 * 1000)
+    monkeypatch.setattr(sweeps, "BLOCK_BYTES", 1)
+    cut, cut_gradients = results(FusedLoss, student, teacher, 1000)
+    torch.testing.assert_close(cut.total, whole.total)
+    for actual, expected in zip(cut_gradients, gradients, strict=True):
+        assert_relatively_close(actual, expected, 2e-6)
+
+
+def test_student_that_equals_its_target_has_no_gradient():
+    torch.manual_seed(0)
+    rows = torch.randn(1, 16, requires_grad=True)
+    prototypes = torch.randn(96, 16)
+    itself = Pair(slice(0, 1), torch.tensor([0]), 1.0)
+    targets = Targets(
+        rows.detach(), prototypes, torch.zeros(1, 96), 0.3, [itself], sweeps.Workspace()
+    )
+    fused_cross_entropy(rows, prototypes, 0.3, targets).backward()
+    torch.testing.assert_close(rows.grad, torch.zeros_like(rows), atol=1e-5, rtol=0)
+
+
+def test_gradient_follows_the_losses_own():
+    torch.manual_seed(0)
+    student, teacher = unit_output((4, 4, 2), images=2), unit_output((4, 4), images=2)
+    (once,) = torch.autograd.grad(FusedLoss(96)(student, teacher, 0.1).total, student.regions)
+    (thrice,) = torch.autograd.grad(3 * FusedLoss(96)(student, teacher, 0.1).total, student.regions)
+    torch.testing.assert_close(thrice, 3 * once)
+
+
+def test_second_backward_pass_is_refused():
+    student, teacher = unit_output((4, 4), images=1), unit_output((4, 4), images=1)
+    total = FusedLoss(96, view_weight=0, region_weight=1)(student, teacher, 0.1).total
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward pass only"):
+        total.backward()
+
+
+def test_evaluation_needs_no_graph():
+    torch.manual_seed(0)
+    student, teacher = unit_output((4, 4), images=1), unit_output((4, 4), images=1)
+    with torch.no_grad():
+        total = FusedLoss(96)(student, teacher, 0.1).total
+    torch.testing.assert_close(total, Loss(96)(student, teacher, 0.1).total.detach())
+
+
+def test_pairs_by_hand():
+    """Two global views of 2 regions, one local of 1: 4 pairs, each weighs a quarter."""
+    first = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    second = torch.tensor([[[0.1, 1.0], [1.0, 0.1]]])
+    local = torch.tensor([[[0.0, 3.0]]])
+    pairs = pair_views([first, second, local], [first, second])
+    found = [(pair.rows, pair.matches.tolist(), pair.weight) for pair in pairs]
+    assert found == [
+        (slice(2, 4), [1, 0], 1 / 8),
+        (slice(4, 5), [1], 1 / 4),
+        (slice(0, 2), [3, 2], 1 / 8),
+        (slice(4, 5), [2], 1 / 4),
+    ]
+
+
+def test_pairs_stay_within_an_image():
+    torch.manual_seed(0)
+    student = [torch.randn(3, size, 5) for size in (7, 7, 2)]
+    pairs = pair_views(student, student[:2])
+    match = match_regions(student[2], student[1])  # (3, 2)
+    expected = [21 + 7 * image + match[image, region] for image in range(3) for region in range(2)]
+    assert pairs[-1].matches.tolist() == expected
+    assert sum(pair.weight * len(pair.matches) for pair in pairs) == pytest.approx(1)
+
+
+def test_workspace_is_kept_and_grows():
+    workspace, like = sweeps.Workspace(), torch.zeros(0)
+    first = workspace.take("a", (2, 3), like)
+    assert workspace.take("a", (4,), like).data_ptr() == first.data_ptr()
+    assert workspace.take("a", (7,), like).shape == (7,)
+    assert workspace.take("a", (2,), like.bfloat16()).dtype == torch.bfloat16
+
+
+def test_kept_memory_does_not_touch_the_gradients_handed_out():
+    torch.manual_seed(0)
+    loss = FusedLoss(96)
+    student, teacher = unit_output((4, 4, 2), images=2), unit_output((4, 4), images=2)
+    total = loss(student, teacher, 0.1).total
+    loss(unit_output((4, 4, 2), images=2), teacher, 0.1)
+    gradients = torch.autograd.grad(total, student[:4])
+    expected = torch.autograd.grad(FusedLoss(96)(student, teacher, 0.1).total, student[:4])
+    for actual, wanted in zip(gradients, expected, strict=True):
+        assert torch.equal(actual, wanted)

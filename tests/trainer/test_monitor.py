@@ -1,0 +1,121 @@
+import json
+import math
+import time
+
+import pytest
+from rich.console import Console
+
+from trainer.monitor import Meter, Monitor, drop_later_lines, note_skipped
+from trainer.schedule import Scheduled
+from trainer.step import StepReport
+
+SCHEDULED = Scheduled(1e-3, 0.04, 0.996, 0.05)
+
+
+def report(total, *, is_finite=True):
+    return StepReport(total, total + 1, total - 1, 2.0, is_finite, SCHEDULED)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def monitor(folder, console, *, first_step=0):
+    return Monitor(folder, console, first_step=first_step, num_steps=10, tensorboard=False)
+
+
+def test_meter_averages_the_good_steps_and_begins_anew():
+    meter = Meter(batch=32)
+    for value in (report(1.0), report(math.nan, is_finite=False), report(3.0)):
+        meter.add(value)
+    found = meter.read()
+    assert (found["loss"], found["loss_view"], found["loss_region"]) == (2, 3, 1)
+    assert found["gradient_norm"] == 2
+    meter.add(report(5.0))
+    assert meter.read()["loss"] == 5
+
+
+def test_meter_tells_speed_and_the_share_of_waiting():
+    meter = Meter(batch=8)
+    start = time.perf_counter()
+    with meter.waiting():
+        time.sleep(0.02)
+    meter.add(report(1.0))
+    time.sleep(0.02)
+    found = meter.read()
+    elapsed = time.perf_counter() - start
+    assert 8 / elapsed <= found["images_per_s"] <= 8 / 0.04
+    assert 0.02 / elapsed <= found["data_wait_share"] < 0.9
+
+
+def test_metrics_are_lines_of_json_without_nan(tmp_path):
+    with monitor(tmp_path, Console(stderr=True)) as told:
+        told.write(1, {"loss": 2.5, "gradient_norm": math.nan})
+        told.write(2, {"loss": 2.0})
+    first, second = lines(tmp_path)
+    assert (first["step"], first["loss"], first["gradient_norm"]) == (1, 2.5, None)
+    assert (second["step"], second["loss"]) == (2, 2.0)
+
+
+def test_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path):
+    with monitor(tmp_path, Console(stderr=True)) as told:
+        for step in range(1, 6):
+            told.write(step, {"loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    with monitor(tmp_path, Console(stderr=True), first_step=3) as told:
+        told.write(4, {"loss": 0.5})
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [
+        (1, 1.0), (2, 1.0), (3, 1.0), (4, 0.5),
+    ]  # fmt: skip
+
+
+def test_file_of_which_nothing_stays_is_removed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    drop_later_lines(path, 0)
+    path.write_text('{"step": 1}\n')
+    drop_later_lines(path, 0)
+    assert not path.exists()
+
+
+def test_processes_that_do_not_write_leave_no_file(tmp_path):
+    with monitor(tmp_path, None) as told:
+        told.advance(1, 2.0)
+        told.write(1, {"loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_log_line_says_step_loss_and_time_left(tmp_path, caplog):
+    with caplog.at_level("INFO"), monitor(tmp_path, Console(stderr=True)) as told:
+        told.write(5, {"loss": 2.5, "lr": 1e-3, "eval_knn": 0.5, "weight_decay": 0.04})
+    (message,) = caplog.messages
+    assert message.startswith("step 5/10  loss 2.5  lr 0.001  eval_knn 0.5  left 0:00:0")
+
+
+def test_terminal_shows_a_bar(tmp_path, capsys):
+    console = Console(stderr=True, force_terminal=True, width=80)
+    with monitor(tmp_path, console) as told:
+        told.advance(3, 1.25)
+        told._bar.refresh()
+    shown = capsys.readouterr().err
+    assert "3/10" in shown
+    assert "loss 1.250" in shown
+
+
+def test_skipped_step_is_written_with_its_images(tmp_path):
+    note_skipped(tmp_path, 7, report(math.inf, is_finite=False), ["a.jpg", "b.jpg"])
+    line = json.loads((tmp_path / "skipped.jsonl").read_text())
+    assert line == {"step": 7, "loss": None, "images": ["a.jpg", "b.jpg"]}
+
+
+def test_missing_tensorboard_is_said_in_words(tmp_path):
+    pytest.importorskip("torch")
+    try:
+        import tensorboard  # noqa: F401  # only whether it is there
+    except ImportError:
+        with pytest.raises(ValueError, match="pip install tensorboard"):
+            Monitor(tmp_path, Console(), first_step=0, num_steps=1, tensorboard=True)
+    else:
+        with Monitor(tmp_path, Console(), first_step=0, num_steps=1, tensorboard=True) as told:
+            told.write(1, {"loss": 1.0})
+        assert list((tmp_path / "tensorboard").glob("events*"))

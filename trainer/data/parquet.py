@@ -1,0 +1,93 @@
+"""Images in a column of parquet files: plain bytes, or Hugging Face's `struct<bytes, path>`.
+
+A row cannot be had without its row group, so neighbours share one reading: the sampler keeps them
+near each other (`Source.block_size`), and the last few row groups stay in memory.
+"""
+
+import functools
+import logging
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from trainer.data.files import UnreadableImage
+from trainer.data.index import Index, IndexBuilder
+
+logger = logging.getLogger(__name__)
+
+GROUPS_IN_MEMORY = 8
+"""Row groups that a worker keeps; the sampler mixes as many."""
+
+_USUAL_NAMES = ("image", "img", "jpg", "jpeg", "png", "image_bytes", "bytes")
+_LABEL = "label"
+
+
+def scan_parquet(files: list[str]) -> Index:
+    """Read the footers, and the column `label` where there is one."""
+    builder = IndexBuilder(files)
+    for number, file in enumerate(files):
+        builder.watch(file)
+        _scan_file(file, number, builder)
+        logger.info("scanning %s: %d images so far", file, len(builder))
+    return builder.finish()
+
+
+def _scan_file(file: str, number: int, builder: IndexBuilder) -> None:
+    parquet = _pyarrow_parquet()
+    with parquet.ParquetFile(file) as opened:
+        image_column(opened.schema_arrow, file)
+        has_labels = _LABEL in opened.schema_arrow.names
+        for group in range(opened.num_row_groups):
+            rows = opened.metadata.row_group(group).num_rows
+            columns = opened.read_row_group(group, [_LABEL]) if has_labels else None
+            labels = columns[_LABEL].to_pylist() if columns else [None] * rows
+            for row, label in enumerate(labels):
+                name = f"{Path(file).name}#{group}.{row}"
+                builder.add(name, None if label is None else str(label), (number, group, row))
+
+
+def image_column(schema: Any, file: str) -> str:  # Any: pyarrow has no hints
+    """Find the column with image bytes: by a usual name, or the only one of bytes.
+
+    Raises:
+        ValueError: if none or several might be meant.
+    """
+    columns: list[str] = [field.name for field in schema if _holds_bytes(str(field.type))]
+    for name in _USUAL_NAMES:
+        if name in columns:
+            return name
+    if len(columns) != 1:
+        raise ValueError(f"{file} has columns of bytes {columns}, expected one, or one named image")
+    return columns[0]
+
+
+def _holds_bytes(kind: str) -> bool:
+    """Tell columns of bytes, and of structs with a field `bytes`, by the name of their type."""
+    return kind in ("binary", "large_binary") or kind.startswith("struct<bytes: ")
+
+
+def read_parquet(index: Index, i: int) -> bytes:
+    """Read image i from its row group, which is kept for its neighbours."""
+    number, group, row = index.places[i].tolist()
+    value = _row_group(index.files[number], group)[row].as_py()
+    data = value["bytes"] if isinstance(value, dict) else value
+    if not isinstance(data, bytes):
+        raise UnreadableImage("row holds no bytes")
+    return data
+
+
+@functools.lru_cache(maxsize=GROUPS_IN_MEMORY)
+def _row_group(file: str, group: int) -> Any:  # Any: pyarrow has no hints
+    """Read the image column of one row group."""
+    with _pyarrow_parquet().ParquetFile(file) as opened:
+        name = image_column(opened.schema_arrow, file)
+        return opened.read_row_group(group, [name], use_threads=False)[name].combine_chunks()
+
+
+def _pyarrow_parquet() -> ModuleType:
+    try:
+        import pyarrow.parquet  # type: ignore[import-untyped]  # it has no hints
+    except ModuleNotFoundError as error:
+        raise ValueError("parquet needs pyarrow: pip install 'esvit[parquet]'") from error
+    module: ModuleType = pyarrow.parquet
+    return module

@@ -1,0 +1,255 @@
+"""Command: images -> a pretrained teacher.
+
+`python -m trainer.pretrain swin-tiny-w7 --data.path DIR --out RUN`, alone on a CPU or a GPU, or
+under torchrun on many. The subcommand is a recipe, flags override its fields. A run that was
+stopped or killed goes on with the same command, where its last checkpoint was.
+
+Exit codes: 0 finished; 1 stopped by a fault that it names; 2 the request cannot be met; after
+saving, 143 on SIGTERM, 130 on SIGINT, and 75 on SIGUSR1, for a job script to requeue.
+"""
+
+import contextlib
+import io
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from safetensors import SafetensorError
+from torch import Tensor
+
+from esvit.weights import write_safetensors
+from trainer import distributed
+from trainer.config import PretrainConfig
+from trainer.config_file import read_config
+from trainer.data.images import TooManyBadImages
+from trainer.data.loader import Batch, PixelFinish
+from trainer.distributed import StopRequest
+from trainer.health import HealthCheck
+from trainer.monitor import SKIPPED, Meter, Monitor, note_skipped, set_up_logging
+from trainer.networks import speed_up, teacher_weights
+from trainer.online import Examiner
+from trainer.pixel_ops import PixelParameters
+from trainer.recipes import RECIPES
+from trainer.run import Run, claim_folder, prepare, save
+from trainer.step import StepReport, train_step
+
+logger = logging.getLogger(__name__)
+
+TEACHER = "teacher.safetensors"
+STEP_STREAM = 4
+"""First word of the seed of what a step draws; the loader has 1 to 3."""
+
+
+class TooManySkipped(RuntimeError):
+    """Gradients were not finite too often in a row."""
+
+
+def train(run: Run, monitor: Monitor, examiner: Examiner) -> int:
+    """Train to the end or until asked to stop, and give the exit code.
+
+    Raises:
+        TooManySkipped: if gradients are not finite too often in a row.
+        TooManyBadImages: if more images cannot be read than the run accepts.
+        RuntimeError: if a loader's worker dies, or another process.
+    """
+    state, config = run.state, run.config
+    meter, check = Meter(config.optim.batch), HealthCheck(config.crops.num_global)
+    saved_at = time.monotonic()
+    batches = run.feed.batches(state.step)
+    with contextlib.closing(batches), monitor, StopRequest() as stop:
+        while state.step < run.schedule.num_steps:
+            with meter.waiting():
+                batch = next(batches)
+            parts = to_parts(run, batch)
+            seed_step(config, state.step)
+            report = train_step(state, parts, schedule_config=run.schedule, config=run.step_config)
+            meter.add(report)
+            monitor.advance(state.step, report.total)
+            watch_for_skips(run, report, batch)
+            if state.step % config.monitor.every == 0:
+                metrics = meter.read() | describe(run, report) | look(run, check, parts[0], report)
+                monitor.write(state.step, metrics)
+            if run.is_at_epoch_end and examiner.is_due(run.epoch):
+                monitor.write(state.step, examiner.measure(run.teacher_backbone))
+                meter.restart()
+            code = stop.exit_code()
+            is_due = time.monotonic() - saved_at > 60 * config.checkpoint.every_minutes
+            is_saved = True
+            if code is not None or run.is_at_epoch_end or is_due:
+                is_saved, saved_at = keep(run), time.monotonic()
+            if code is not None:
+                logger.info("asked to stop at step %d", state.step)
+                return code if is_saved else 1
+    return finish(run)
+
+
+def to_parts(run: Run, batch: Batch) -> list[list[Tensor]]:
+    """Bring a batch to the device in the run's number of passes, each a list of views."""
+    finish = PixelFinish(device=run.device, alter=run.config.compute.alter_on_device)
+    size = len(batch.names) // run.num_passes
+    parts = []
+    for start in range(0, len(batch.names), size):
+        rows = slice(start, start + size)
+        parameters = PixelParameters(*(column[rows] for column in batch.parameters))
+        part = Batch([view[rows] for view in batch.views], parameters, batch.names[rows])
+        parts.append(finish.to_pixels(part))
+    return parts
+
+
+def seed_step(config: PretrainConfig, step: int) -> None:
+    """Make what a step draws (stochastic depth) a function of the step, so none needs saving."""
+    rank = distributed.rank() if config.seed_per_rank else 0
+    words = np.random.SeedSequence([STEP_STREAM, config.seed, rank, step]).generate_state(1)
+    torch.manual_seed(int(words[0]))
+
+
+def watch_for_skips(run: Run, report: StepReport, batch: Batch) -> None:
+    """Write a step down that changed nothing, and stop after too many in a row."""
+    if report.is_finite:
+        return
+    note_skipped(run.config.out, run.state.step, report, batch.names)
+    logger.warning("step %d skipped: gradients are not finite", run.state.step)
+    if run.state.num_skipped_in_a_row >= run.config.optim.max_skipped:
+        raise TooManySkipped(
+            f"{run.state.num_skipped_in_a_row} steps in a row were not finite; their images are "
+            f"in {run.config.out / SKIPPED}, e.g. {batch.names[0]}"
+        )
+
+
+def describe(run: Run, report: StepReport) -> dict[str, float]:
+    """Say where the run is and what it did the last step with."""
+    epoch = (run.state.step - 1) / run.feed.steps_per_epoch
+    values: dict[str, float] = report.scheduled._asdict()
+    return {"epoch": epoch, **values, "skipped_steps": run.state.num_skipped}
+
+
+def look(run: Run, check: HealthCheck, views: list[Tensor], report: StepReport) -> dict[str, float]:
+    """Read how the teacher does, in the main process; warn if it looks like a collapse."""
+    if not distributed.is_main():
+        return {}
+    is_bf16 = run.step_config.precision == "bf16"
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=is_bf16):
+        health = check.read(run.state, views, report.scheduled.teacher_temperature)
+    is_warm = run.epoch >= max(run.config.schedule.warmup_epochs, 1)
+    if is_warm and (warning := check.warning(health)):
+        logger.warning("step %d: %s", run.state.step, warning)
+    return health._asdict()
+
+
+def keep(run: Run) -> bool:
+    """Save, every so many epochs the teacher for export too; say whether the disk took it."""
+    is_saved = save(run)
+    every = run.config.checkpoint.keep_every
+    if distributed.is_main() and run.is_at_epoch_end and every and run.epoch % every == 0:
+        try:
+            write_teacher(run, run.config.out / f"teacher-{run.epoch:04}.safetensors")
+        except (OSError, SafetensorError) as error:  # worth no run; the checkpoint has it too
+            logger.error("teacher of epoch %d not written: %s", run.epoch, error)
+    distributed.barrier()  # no process ends while the main one writes
+    return is_saved
+
+
+def finish(run: Run) -> int:
+    """Write the teacher and say where it is."""
+    if distributed.is_main():
+        path = run.config.out / TEACHER
+        write_teacher(run, path)
+        sys.stdout.write(f"{path}\n")
+    distributed.barrier()
+    return 0
+
+
+def write_teacher(run: Run, path: Path) -> None:
+    """Write the teacher's weights, which `trainer.export_onnx` takes."""
+    write_safetensors(path, teacher_weights(run.config, run.state, run.provenance()))
+
+
+def parse(argv: list[str] | None) -> PretrainConfig:
+    """Read the command line: a recipe's name or `--config FILE`, then flags.
+
+    Raises:
+        SystemExit: after help, or after one line that says what is wrong.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    prog = "python -m trainer.pretrain"
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            if argv[:1] == ["--config"] and len(argv) > 1:
+                default = read_config(Path(argv[1]))
+                return tyro.cli(PretrainConfig, default=default, args=argv[2:], prog=prog)
+            recipes = {
+                name: (str(recipe.__doc__), recipe(tyro.MISSING, tyro.MISSING))
+                for name, recipe in RECIPES.items()
+            }
+            return tyro.extras.overridable_config_cli(recipes, args=argv, prog=prog)
+    except (FileNotFoundError, ValueError) as error:
+        refuse(error)
+        raise SystemExit(2) from error
+    except SystemExit as stop:
+        # A box round a refusal of the config's own would hide the one line that matters.
+        reasons = [error for error in causes(stop) if isinstance(error, ValueError)]
+        sys.stderr.write(f"{reasons[0]}\n" if reasons else said.getvalue())
+        raise
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Follow an error to those during whose handling it came up."""
+    while error.__context__ is not None:
+        error = error.__context__
+        yield error
+
+
+def refuse(error: Exception) -> None:
+    """Write one line, in the main process."""
+    if distributed.is_main():
+        sys.stderr.write(f"{error}\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and give its exit code."""
+    config = parse(argv)
+    with distributed.process_group():
+        console = set_up_logging(is_main=distributed.is_main())
+        try:
+            with claim_folder(config):
+                return start(config, console if distributed.is_main() else None)
+        except (OSError, ValueError) as error:
+            refuse(error)
+            return 2
+
+
+def start(config: PretrainConfig, console: Console | None) -> int:
+    """Prepare and train; faults of the run, unlike those of the request, end with 1."""
+    run = prepare(config)
+    speed_up(run.state, recompute=config.compute.recompute, compiled=config.compute.compile)
+    share = config.optim.batch // distributed.world_size()
+    logger.info(
+        "batch %d = %d processes x %d passes x %d images; peak lr %.3g = %.3g x %d / 256; "
+        "%d epochs of %d steps; %s in %s",
+        config.optim.batch, distributed.world_size(), run.num_passes, share // run.num_passes,
+        run.schedule.lr, config.optim.base_lr, config.optim.batch, run.schedule.epochs,
+        run.feed.steps_per_epoch, run.device, run.step_config.precision,
+    )  # fmt: skip
+    examiner = Examiner(config, run.feed.source, run.device)
+    monitor = Monitor(
+        config.out, console, first_step=run.state.step, num_steps=run.schedule.num_steps,
+        tensorboard=config.monitor.tensorboard,
+    )  # fmt: skip
+    try:
+        return train(run, monitor, examiner)
+    except (TooManyBadImages, TooManySkipped, OSError, SafetensorError) as error:
+        logger.error("%s", str(error).strip().splitlines()[-1])
+    except RuntimeError:  # a dead worker or process, or a bug: only the traceback tells which
+        logger.exception("the run has failed; its last checkpoint stays")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""One training step: what a batch of views does to student, teacher, optimizer and centers.
+
+The networks are anything that maps a list of views to `Projections`; which backbone they hold is
+not known here. Everything scheduled is a function of the step, so the state is what it says.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from esvit.loss import Loss, Losses
+from esvit.model import Projections
+from esvit.teacher import update_teacher
+from trainer import distributed, schedule
+from trainer.optim import clip_all_gradients, clip_each_gradient, freeze_last_layers, set_schedule
+from trainer.schedule import ScheduleConfig, Scheduled
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """How a step is done; the defaults are the published.
+
+    Attributes:
+        num_global_views: How many of the views, the first ones, the teacher sees.
+        precision: Of matrix products; bf16 by autocast. Losses and centers are float32 always.
+        clip: Whether each gradient is clipped alone, as published, or all by one factor, which
+            keeps the direction of the update.
+        clip_norm: The norm a gradient, or all of them together, is clipped to.
+        freeze_epochs: In which the prototypes stay as they are drawn.
+    """
+
+    num_global_views: int = 2
+    precision: Literal["fp32", "bf16"] = "fp32"
+    clip: Literal["each", "all"] = "each"
+    clip_norm: float = 3.0
+    freeze_epochs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_global_views < 1:
+            raise ValueError(f"num_global_views is {self.num_global_views}, expected >= 1")
+        if self.clip_norm <= 0:
+            raise ValueError(f"clip_norm is {self.clip_norm}, expected over 0")
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """What a step changes, and all that a resumed run needs besides random states.
+
+    Attributes:
+        student: The trained network.
+        teacher: Its average; without gradients.
+        optimizer: Of the student's parameters, made by `make_optimizer`.
+        loss: Holds the centers.
+        step: Steps done, skipped ones included.
+        num_skipped: Steps that changed nothing because a gradient was not finite.
+        num_skipped_in_a_row: Of these, the ones since the last good step.
+    """
+
+    student: nn.Module
+    teacher: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    step: int = 0
+    num_skipped: int = 0
+    num_skipped_in_a_row: int = 0
+
+
+class StepReport(NamedTuple):
+    """What a step did, as numbers of the host.
+
+    Attributes:
+        total: The loss; `view` and `region` are its parts before their weights.
+        view: Loss of the view task.
+        region: Loss of the region task.
+        gradient_norm: Of all gradients together, before clipping.
+        is_finite: False if the step was skipped.
+        scheduled: The values the step was done with.
+    """
+
+    total: float
+    view: float
+    region: float
+    gradient_norm: float
+    is_finite: bool
+    scheduled: Scheduled
+
+
+def train_step(
+    state: TrainState,
+    parts: Sequence[Sequence[Tensor]],
+    *,
+    schedule_config: ScheduleConfig,
+    config: StepConfig,
+) -> StepReport:
+    """Do one optimizer update and what belongs to it, together with all other processes.
+
+    A step whose gradients are not finite changes nothing but the counters. Whether they are is
+    asked of the gradients, which are the same in all processes, and together with the numbers of
+    the report: the step waits for the device once.
+
+    Args:
+        state: Changed in place.
+        parts: The batch in equal parts, each a list of views (B, 3, H, W); with several,
+            gradients are accumulated over them.
+        schedule_config: Of the run.
+        config: How a step is done.
+    """
+    values = schedule.at(schedule_config, state.step)
+    set_schedule(state.optimizer, lr=values.lr, weight_decay=values.weight_decay)
+    state.optimizer.zero_grad(set_to_none=True)
+    teacher_parts, losses = _accumulate(state, parts, values.teacher_temperature, config)
+    losses = _average_over_processes(state.student, losses)
+    norms = _clip(state.student, config)
+    report = _report(losses, norms, values)
+    state.step += 1
+    if not report.is_finite:
+        state.num_skipped += 1
+        state.num_skipped_in_a_row += 1
+        return report
+    state.num_skipped_in_a_row = 0
+    if (state.step - 1) // schedule_config.steps_per_epoch < config.freeze_epochs:
+        freeze_last_layers(state.student)
+    state.optimizer.step()
+    update_teacher(state.teacher, state.student, values.momentum)
+    state.loss.update_centers(*teacher_parts)
+    return report
+
+
+def _accumulate(
+    state: TrainState,
+    parts: Sequence[Sequence[Tensor]],
+    teacher_temperature: float,
+    config: StepConfig,
+) -> tuple[list[Projections], Losses]:
+    """Add up the gradients of all parts; gives the teacher's outputs and the mean losses."""
+    teacher_parts, losses = [], []
+    for views in parts:
+        device = views[0].device.type
+        with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
+            with torch.no_grad():
+                teacher_output: Projections = state.teacher(views[: config.num_global_views])
+            student_output: Projections = state.student(views)
+            loss = state.loss(student_output, teacher_output, teacher_temperature)
+        (loss.total / len(parts)).backward()
+        teacher_parts.append(teacher_output)
+        losses.append(Losses(loss.total.detach(), loss.view, loss.region))
+    return teacher_parts, Losses(*(torch.stack(part).mean() for part in zip(*losses, strict=True)))
+
+
+def _average_over_processes(student: nn.Module, losses: Losses) -> Losses:
+    """Make gradients and losses the mean of all processes'; nothing if alone."""
+    gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+    parts = torch.stack(losses)
+    distributed.average_([*gradients, parts])
+    return Losses(*parts.unbind())
+
+
+def _clip(student: nn.Module, config: StepConfig) -> Tensor:
+    """Clip the gradients; gives their norms before."""
+    if config.clip == "each":
+        return clip_each_gradient(student.parameters(), config.clip_norm)
+    return clip_all_gradients(student.parameters(), config.clip_norm)
+
+
+def _report(losses: Losses, norms: Tensor, scheduled: Scheduled) -> StepReport:
+    """Fetch the step's numbers, all at once."""
+    norm = torch.linalg.vector_norm(norms)
+    total, view, region, gradient_norm = torch.stack([*losses, norm]).tolist()
+    is_finite = math.isfinite(total) and math.isfinite(gradient_norm)
+    return StepReport(total, view, region, gradient_norm, is_finite, scheduled)
