@@ -56,7 +56,7 @@ def test_commands_are_whole(command):
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`?make ([a-z-]+)", README)) <= targets
+    assert set(re.findall(r"(?:`|\$ .*)make ([a-z-]+)", README)) <= targets
 
 
 def test_every_setting_named_is_one():
