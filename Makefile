@@ -38,14 +38,21 @@ types: .venv/dev  ## static types
 
 check: lint types  ## lint and types
 
+# The service never meets torch and its forked processes, so its tests have a process of their own.
+SERVING := tests/service tests/test_architecture.py tests/test_readme.py
+TRAINING := tests/esvit tests/trainer
+
 test: check  ## lint, types and the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SERVING)
+	$(BIN)/python -m pytest $(TRAINING)
 
 test-all: check  ## the slow tests as well
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" $(SERVING)
+	$(BIN)/python -m pytest -m "not gpu" $(TRAINING)
 
 coverage: .venv/dev  ## branch coverage of esvit and service
-	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest --cov --cov-branch --cov-report= $(SERVING)
+	$(BIN)/python -m pytest --cov --cov-branch --cov-append --cov-report=term-missing:skip-covered $(TRAINING)
 
 clean:  ## remove what the targets made
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
