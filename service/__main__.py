@@ -34,9 +34,9 @@ class Server(uvicorn.Server):
         """Listen, and say what to try first."""
         await super().startup(sockets)
         port = self.servers[0].sockets[0].getsockname()[1]
-        picture = PHOTOGRAPHS[0]
-        if picture.is_relative_to(Path.cwd()):
-            picture = picture.relative_to(Path.cwd())
+        picture = Path("picture.jpg")
+        if Path("service/photographs").is_dir():  # in a checkout
+            picture = PHOTOGRAPHS[0].relative_to(Path.cwd())
         logger.info("try: curl -F file=@%s http://127.0.0.1:%d/embed", picture, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
