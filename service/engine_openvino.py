@@ -27,7 +27,7 @@ MAX_BATCH = 4
 PLAIN_OUTPUTS: tuple[Output, ...] = ("embedding", "regions", "attention")
 
 PATIENCE_S = 0.008
-"""What a run costs however few its images are: 36 ms for one, 108 ms for four."""
+"""Less than merging two runs into one saves: one image takes 31 ms on a stream, four take 103."""
 
 
 def supported_precisions() -> list[str]:

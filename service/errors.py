@@ -17,7 +17,6 @@ ServiceError                      500 internal
 │   └── UrlsDisabled              422 urls_disabled
 ├── Overloaded                    429 overloaded, Retry-After
 └── Unavailable                   503, Retry-After
-    ├── NotReady                  503 not_ready
     ├── Draining                  503 draining
     └── DeadlineExceeded          503 deadline_exceeded
 
@@ -157,12 +156,6 @@ class Unavailable(ServiceError):
     """The service cannot answer now."""
 
     status, code, retry_after_s = 503, "unavailable", 1
-
-
-class NotReady(Unavailable):
-    """Still warming up."""
-
-    code = "not_ready"
 
 
 class Draining(Unavailable):

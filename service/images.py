@@ -61,8 +61,7 @@ DAMAGE = (
 
 Image.core.set_block_size(1 << 20)  # type: ignore[attr-defined]  # not in its stubs
 Image.core.set_blocks_max(16)  # type: ignore[attr-defined]  # not in its stubs
-# Pillow keeps 16 MB of freed pixels for the next image instead of asking for fresh pages each time,
-# which is one part in twenty-five of decoding a small photograph.
+# Pillow keeps 16 MB of freed pixels for the next image instead of asking for fresh pages each time.
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,7 +183,7 @@ class ComputeConfig:
         images_per_pass: Most images of one forward pass of a process; gradients of several passes
             add up to one update.
         recompute: Whether blocks are computed again in the backward pass instead of being kept:
-            less memory, a third more time.
+            less memory, more time.
         compile: Whether the networks go through torch.compile.
         alter_on_device: Whether jitter, grey, blur and solarize run batched on the device instead
             of in the loader's workers.
