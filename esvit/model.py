@@ -8,13 +8,14 @@ the views), C features, D bottleneck, K prototypes. Rows lie view by view, in a 
 image, in an image region by region.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from esvit.backbones import Features, Swin
+from esvit.backbones import Backbone, Features
 from esvit.head import ProjectionHead
 
 
@@ -75,7 +76,7 @@ class EsViT(nn.Module):
     """A backbone, a view head and (unless trained on views alone) a region head."""
 
     def __init__(
-        self, backbone: Swin, head: ProjectionHead, head_dense: ProjectionHead | None
+        self, backbone: Backbone, head: ProjectionHead, head_dense: ProjectionHead | None
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -135,6 +136,19 @@ class EsViT(nn.Module):
             regions=torch.cat([features.regions.flatten(0, 1) for features in in_order]),
             regions_per_view=tuple(features.regions.shape[1] for features in in_order),
         )
+
+
+@contextmanager
+def evaluating(*networks: nn.Module) -> Generator[None]:
+    """Put networks into evaluation mode for the time of the block, and back into their own."""
+    modes = [network.training for network in networks]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network, mode in zip(networks, modes, strict=True):
+            network.train(mode)
 
 
 def _equal_sizes(views: Sequence[Tensor]) -> list[list[int]]:

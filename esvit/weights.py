@@ -24,11 +24,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from esvit.backbones import Swin, build
-from esvit.config import BackboneConfig, HeadConfig
+from esvit.backbones import KINDS, Backbone, BackboneConfig, SwinConfig, build
+from esvit.config import HeadConfig
 from esvit.head import ProjectionHead
 from esvit.model import EsViT
-from esvit.recognise import State, recognise_backbone, recognise_head
+from esvit.recognise import recognise_backbone, recognise_head
+from esvit.state import State
 
 Network = Literal["teacher", "student"]
 
@@ -63,7 +64,7 @@ class Weights:
     head_dense: HeadConfig | None = None
     about: Mapping[str, Any]  # JSON values
 
-    def build_backbone(self) -> Swin:
+    def build_backbone(self) -> Backbone:
         """Make the backbone with its weights, heads left out, in evaluation mode."""
         backbone = build(self.backbone)
         backbone.load_state_dict(
@@ -165,6 +166,7 @@ def write_safetensors(path: Path, weights: Weights) -> None:
     """Write weights under a temporary name beside `path`, then put them in its place."""
     fields = asdict(replace(weights, state={})) | {"about": dict(weights.about)}
     del fields["state"]
+    fields["backbone"]["kind"] = weights.backbone.kind
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     state = {key: x.detach().cpu().contiguous() for key, x in weights.state.items()}
     try:
@@ -227,9 +229,9 @@ def _expected(weights: Weights) -> dict[str, Tensor]:
 
 
 def _backbone_config(fields: Mapping[str, Any]) -> BackboneConfig:  # JSON values
-    """Make a config of its JSON, whose lists were tuples."""
+    """Make a config of its JSON, whose lists were tuples; a Swin if it is too old to say."""
     plain: dict[str, Any] = {k: tuple(x) if isinstance(x, list) else x for k, x in fields.items()}
-    return BackboneConfig(**plain)
+    return KINDS[plain.pop("kind", SwinConfig.kind)](**plain)
 
 
 def _head_config(fields: Mapping[str, Any] | None) -> HeadConfig | None:  # JSON values

@@ -3,10 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from esvit.backbones import Swin, build
-from esvit.config import BackboneConfig
+from esvit.backbones import Swin, SwinConfig, build
 
-TINY = BackboneConfig(dim=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), drop_path=0.0)
+TINY = SwinConfig(dim=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), drop_path=0.0)
 
 
 @pytest.fixture

@@ -65,6 +65,15 @@ def test_esvit_knows_nothing_of_ours_but_itself():
     assert imported_packages("esvit") & OURS <= {"esvit"}
 
 
+def test_esvit_uses_torchvision_for_resnet_only():
+    users = {
+        path.name
+        for path in modules("esvit")
+        if any(name.startswith("torchvision") for name in imports(path))
+    }
+    assert users <= {"vision.py", "resnet.py"}
+
+
 def test_no_package_imports_the_trainer():
     for package in ("esvit", "service"):
         assert "trainer" not in imported_packages(package)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from esvit.config import BackboneConfig, HeadConfig, backbone_config
+from esvit.backbones import BackboneConfig
+from esvit.config import HeadConfig, backbone_config
 from trainer.augment import ViewSpec, global_views, local_views
 from trainer.data.loader import LoaderConfig
 from trainer.schedule import SchedulePlan
@@ -290,10 +291,10 @@ class PretrainConfig:
                 f"seed is {self.seed}, init_epoch {self.init_epoch}, expected 0 or more and "
                 f"0 to {self.schedule.epochs - 1}"
             )
-        smallest = backbone_config(self.model.arch).patch
+        smallest = self.backbone.least_side
         sizes = (self.crops.global_size, *self.crops.local_sizes)
         if min(sizes) < smallest:
-            raise ValueError(f"views are {sizes} px, expected at least a patch of {smallest} px")
+            raise ValueError(f"views are {sizes} px, expected at least {smallest} px")
 
     @property
     def backbone(self) -> BackboneConfig:

@@ -19,7 +19,7 @@ import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 
-from esvit.backbones import Swin, build
+from esvit.backbones import Backbone, build
 from esvit.config import BACKBONES, backbone_config, backbone_name
 from esvit.weights import Network, digest, read_weights
 from service.contract import INPUT, OUTPUTS, ModelInfo, Output, PreprocessSpec
@@ -63,7 +63,7 @@ class ExportConfig:
 class Source(NamedTuple):
     """A backbone and what its passport says of where it is from."""
 
-    backbone: Swin
+    backbone: Backbone
     arch: str
     name: str
     training: dict[str, Any] | None  # JSON values
@@ -112,7 +112,7 @@ def load(config: ExportConfig) -> Source:
         arch = str(config.arch)
         return Source(build(row).eval(), arch, f"{arch}-untrained", None, "Apache-2.0")
     weights = read_weights(config.checkpoint, config.which)
-    arch = backbone_name(weights.backbone) or "swin"
+    arch = backbone_name(weights.backbone) or weights.backbone.kind
     if config.arch is not None and arch != config.arch:
         raise ValueError(f"{config.checkpoint} holds {arch}, not {config.arch}")
     with config.checkpoint.open("rb") as file:
@@ -126,12 +126,11 @@ def export(source: Source, image_size: int, precision: Literal["fp32", "fp16"]) 
     """Make the bytes of a model file."""
     spec = preprocessing(image_size)
     model = trace(Pixels2Outputs(source.backbone, spec).eval(), spec.crop)
-    rows = -(-(spec.crop // source.backbone.config.patch) // (1 << len(source.backbone.layers) - 1))
     info = ModelInfo(
         name=source.name,
         arch=source.arch,
         outputs=output_shapes(model),
-        grid=(rows, rows),
+        grid=source.backbone.grid(spec.crop, spec.crop),
         preprocess=spec,
         training=source.training,
         licence=source.licence,
@@ -141,7 +140,7 @@ def export(source: Source, image_size: int, precision: Literal["fp32", "fp16"]) 
     return serialise(to_fp16(model) if precision == "fp16" else model, info)
 
 
-def compare(data: bytes, backbone: Swin, spec: PreprocessSpec) -> list[Comparison]:
+def compare(data: bytes, backbone: Backbone, spec: PreprocessSpec) -> list[Comparison]:
     """Run a model file in ONNX Runtime beside torch, on photographs in batches of every size."""
     graph = Pixels2Outputs(backbone, spec)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])

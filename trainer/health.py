@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from esvit.loss import split_views, student_log_probs, teacher_probs, view_pairs
-from esvit.model import Projections
+from esvit.model import Projections, evaluating
 from trainer.step import TrainState
 
 MAX_IMAGES = 32
@@ -73,10 +73,9 @@ class HealthCheck:
             temperature: The teacher's.
         """
         few = [view[:MAX_IMAGES] for view in views[: max(2, self.num_global_views)]]
-        teacher = state.teacher(few[: self.num_global_views])
-        was_training = state.student.training
-        student = state.student.eval()(few)
-        state.student.train(was_training)
+        with evaluating(state.student, state.teacher):
+            teacher = state.teacher(few[: self.num_global_views])
+            student = state.student(few)
         logits = F.linear(teacher.view, teacher.view_prototypes)
         probs = teacher_probs(logits, state.loss.center, temperature)
         entropies = torch.special.entr(probs).sum(dim=-1)  # (N,)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esvit.backbones import build
-from esvit.config import BackboneConfig, HeadConfig
+from esvit.backbones import BackboneConfig, build
+from esvit.config import HeadConfig
 from esvit.fused_loss import FusedLoss
 from esvit.head import ProjectionHead
 from esvit.loss import Loss
@@ -39,7 +39,11 @@ _HEADS = ("head.", "head_dense.")
 
 
 def build_state(config: PretrainConfig, device: torch.device) -> TrainState:
-    """Make fresh networks, drawn from the run's seed, and what belongs to them."""
+    """Make fresh networks, drawn from the run's seed, and what belongs to them.
+
+    The teacher is in training mode too, as published: batch norms of it use the statistics of the
+    batch and keep running ones of their own.
+    """
     torch.manual_seed(config.seed)
     backbone, head = config.backbone, config.model.head
     drop_path = config.model.drop_path
@@ -48,7 +52,6 @@ def build_state(config: PretrainConfig, device: torch.device) -> TrainState:
     student = _network(student_backbone, head, has_regions=has_regions)
     teacher = _network(replace(backbone, drop_path=0.0), head, has_regions=has_regions)
     start_teacher(teacher, student)
-    teacher.eval()
     student.to(device), teacher.to(device)
     return TrainState(
         student=student,
@@ -64,7 +67,7 @@ def speed_up(state: TrainState, *, recompute: bool, compiled: bool) -> None:
     if recompute:
         for network in networks:
             assert isinstance(network, EsViT)
-            network.backbone.recompute_blocks()
+            network.backbone.recompute = True
     if compiled:
         for network in networks:
             network.compile()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from esvit.backbones import Features
+from esvit.model import evaluating
 from trainer import distributed
 from trainer.config import PretrainConfig
 from trainer.data.sources import Source, open_source
@@ -80,12 +81,14 @@ class Examiner:
         """Give the metrics; all processes call it together.
 
         Args:
-            backbone: Maps pixels (B, 3, S, S) to `Features`; in evaluation mode.
+            backbone: Maps pixels (B, 3, S, S) to `Features`; in evaluation mode for the time of
+                the call.
         """
         assert self._queries is not None
-        metrics = self._correspondence(backbone, self._queries)
-        if self._bank is not None:
-            metrics |= self._knn(backbone, self._queries, self._bank)
+        with evaluating(backbone):
+            metrics = self._correspondence(backbone, self._queries)
+            if self._bank is not None:
+                metrics |= self._knn(backbone, self._queries, self._bank)
         return metrics
 
     def _share(self, source: Source, indices: list[int]) -> Labelled:

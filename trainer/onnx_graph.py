@@ -14,7 +14,7 @@ from onnxruntime.transformers.onnx_model import (
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from esvit.backbones import AllOutputs, Swin
+from esvit.backbones import AllOutputs, Backbone
 from service.contract import INPUT, METADATA_KEY, OUTPUTS, ModelInfo, Output, PreprocessSpec
 
 OPSET = 20
@@ -36,7 +36,7 @@ class Pixels2Outputs(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Swin, spec: PreprocessSpec) -> None:
+    def __init__(self, backbone: Backbone, spec: PreprocessSpec) -> None:
         super().__init__()
         self.backbone = backbone
         self.register_buffer("mean", 255 * torch.tensor(spec.mean)[:, None, None])

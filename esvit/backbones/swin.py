@@ -14,9 +14,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from esvit.backbones.features import AllOutputs, Features
+from esvit.backbones.contract import AllOutputs, Backbone, Features, checked_images, drop_rates
+from esvit.backbones.layers import EPS, initialise_linear
+from esvit.backbones.swin_config import SwinConfig
 from esvit.backbones.swin_layers import (
-    EPS,
     PatchEmbed,
     PatchMerging,
     Stage,
@@ -24,13 +25,12 @@ from esvit.backbones.swin_layers import (
     WindowAttention,
 )
 from esvit.backbones.windows import Windows
-from esvit.config import BackboneConfig
 
 
-class Swin(nn.Module):
-    """Swin transformer without a classifier; meets the backbone contract (see `features`)."""
+class Swin(Backbone):
+    """Swin transformer without a classifier."""
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: SwinConfig) -> None:
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config.patch, config.dim)
@@ -43,6 +43,23 @@ class Swin(nn.Module):
         """Channels C of a pooled or region feature."""
         return self.config.stage_dims[-1]
 
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of the last block."""
+        return self.config.num_heads[-1]
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of all stages."""
+        return sum(self.config.depths)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Give rows and columns of the region map of an image of so many pixels."""
+        merged = 1 << (len(self.config.depths) - 1)  # patches a region, along a side
+        return -(-(height // self.config.patch) // merged), -(
+            -(width // self.config.patch) // merged
+        )
+
     def forward(self, images: Tensor) -> Features:
         """Give pooled (B, C) and region (B, L, C) features of normalised images (B, 3, H, W).
 
@@ -50,15 +67,15 @@ class Swin(nn.Module):
             ValueError: if the images are not (B, 3, H, W), each side at least a patch.
         """
         _, x = self._up_to_last_block(images, keep=0)
-        return self._features(self._last_block(x))
+        return self._features(self.run_block(self._last_block, x))
 
     def last_blocks(self, images: Tensor, n: int) -> Tensor:
         """Give pooled outputs (B, D) of the last n blocks, the oldest first.
 
         Blocks of the last stage go through the final norm, as in the published linear probe.
         """
-        maps, x = self._up_to_last_block(images, keep=self._checked_count(n) - 1)
-        return self._pooled([*maps, self._last_block(x)])
+        maps, x = self._up_to_last_block(images, keep=self.checked_count(n) - 1)
+        return self._pooled([*maps, self.run_block(self._last_block, x)])
 
     def attention(self, images: Tensor) -> Tensor:
         """Give the last block's attention (B, heads, L, L) between regions, zero across windows.
@@ -70,23 +87,17 @@ class Swin(nn.Module):
 
     def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
         """Give each stage's map (B, C, H, W), finest first, before merging and final norm."""
-        maps, x = self._up_to_last_block(images, keep=sum(self.config.depths))
-        maps.append(self._last_block(x))
+        maps, x = self._up_to_last_block(images, keep=self.num_blocks)
+        maps.append(self.run_block(self._last_block, x))
         last_of_stage = (sum(self.config.depths[: s + 1]) - 1 for s in range(len(self.layers)))
         return tuple(maps[number].permute(0, 3, 1, 2) for number in last_of_stage)
 
     def all_outputs(self, images: Tensor, n: int) -> AllOutputs:
         """Give all of `forward`, `attention` and `last_blocks` from a single pass."""
-        maps, x = self._up_to_last_block(images, keep=self._checked_count(n) - 1)
+        maps, x = self._up_to_last_block(images, keep=self.checked_count(n) - 1)
         x, attention = self._last_block.with_attention(x)
         pooled, regions = self._features(x)
         return AllOutputs(pooled, regions, attention, self._pooled([*maps, x]))
-
-    def recompute_blocks(self) -> None:
-        """Keep of each block only its input for the backward pass, and run it again there."""
-        for stage in self._stages:
-            for block in stage.blocks:
-                cast(SwinBlock, block).recompute = True
 
     @property
     def _stages(self) -> list[Stage]:
@@ -99,12 +110,12 @@ class Swin(nn.Module):
     def _up_to_last_block(self, images: Tensor, keep: int) -> tuple[list[Tensor], Tensor]:
         """Run all blocks but the last: the outputs of the last `keep` of them, the last's input."""
         maps: deque[Tensor] = deque(maxlen=keep)
-        x = self.patch_embed(_checked_images(images, self.config.patch))
+        x = self.patch_embed(checked_images(images, self.config.least_side))
         for stage in self._stages:
             for block in stage.blocks:
                 if block is self._last_block:
                     break
-                x = block(x)
+                x = self.run_block(block, x)
                 maps.append(x)
             if stage.downsample is not None:
                 x = stage.downsample(x)
@@ -123,23 +134,8 @@ class Swin(nn.Module):
         )
         return torch.cat([x.flatten(1, 2).mean(1) for x in normalised], dim=-1)
 
-    def _checked_count(self, n: int) -> int:
-        """Let n pass if there are so many blocks."""
-        if not 1 <= n <= sum(self.config.depths):
-            raise ValueError(f"n is {n}, expected 1 to {sum(self.config.depths)} blocks")
-        return n
 
-
-def _checked_images(images: Tensor, patch: int) -> Tensor:
-    """Let images pass if there is at least one patch in them."""
-    if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < patch:
-        raise ValueError(
-            f"images are {tuple(images.shape)}, expected (B, 3, H, W), each side at least {patch}"
-        )
-    return images
-
-
-def _windows(config: BackboneConfig, stage: int, number: int) -> Windows:
+def _windows(config: SwinConfig, stage: int, number: int) -> Windows:
     """Lay out the windows of a block: every second one shifted, where a map is more than one."""
     side = config.stage_sides[stage]
     if side <= config.window:
@@ -147,11 +143,10 @@ def _windows(config: BackboneConfig, stage: int, number: int) -> Windows:
     return Windows(config.window, number % 2 * (config.window // 2), config.mask_padding)
 
 
-def _new_stages(config: BackboneConfig) -> Iterator[Stage]:
+def _new_stages(config: SwinConfig) -> Iterator[Stage]:
     """Build the stages, with drop rates from 0 to the configured one over all their blocks."""
     last = len(config.depths) - 1
-    num_blocks = sum(config.depths)
-    rates = iter([config.drop_path * block / max(num_blocks - 1, 1) for block in range(num_blocks)])
+    rates = iter(drop_rates(config.drop_path, sum(config.depths)))
     for stage, dim in enumerate(config.stage_dims):
         blocks = [
             SwinBlock(
@@ -168,9 +163,6 @@ def _new_stages(config: BackboneConfig) -> Iterator[Stage]:
 
 def _initialise(module: nn.Module) -> None:
     """Draw a module's weights as published; the patch convolution keeps torch's own."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    initialise_linear(module)
     if isinstance(module, WindowAttention):
         nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)

@@ -11,8 +11,8 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from esvit.backbones.layers import EPS, MLP, drop_path
 from esvit.backbones.windows import (
     Layout,
     Windows,
@@ -22,9 +22,6 @@ from esvit.backbones.windows import (
     relative_position_index,
     to_windows,
 )
-
-EPS = 1e-6
-"""Epsilon of every layer norm; torch's own default would move region features by 3e-5."""
 
 
 class PatchEmbed(nn.Module):
@@ -101,28 +98,6 @@ class WindowAttention(nn.Module):
         return cast(Tensor, self.proj(x.transpose(1, 2).flatten(2)))
 
 
-class MLP(nn.Module):
-    """Two linear layers with an exact GELU between."""
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Work on the last axis of (..., C)."""
-        return cast(Tensor, self.fc2(F.gelu(self.fc1(x))))
-
-
-def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Drop x of whole samples, at random with the given rate, and scale the rest up.
-
-    Stochastic depth (Huang et al. 2016), drawn for each sample: the mean stays what it was.
-    """
-    kept = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) >= rate
-    return x * (kept.to(x.dtype) / (1.0 - rate))
-
-
 class SwinBlock(nn.Module):
     """Window attention and an MLP, each behind a layer norm and around a residual connection."""
 
@@ -132,7 +107,6 @@ class SwinBlock(nn.Module):
         super().__init__()
         self.windows = windows
         self.drop_rate = drop_rate
-        self.recompute = False
         self.norm1 = nn.LayerNorm(dim, EPS)
         self.attn = WindowAttention(dim, num_heads, windows.side)
         self.norm2 = nn.LayerNorm(dim, EPS)
@@ -140,11 +114,6 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to a map of the same shape."""
-        if self.recompute and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(self._forward, x, use_reentrant=False))
-        return self._forward(x)
-
-    def _forward(self, x: Tensor) -> Tensor:
         layout = self._layout(x)
         attended = self.attn(to_windows(self.norm1(x), layout), layout.mask)
         return self._finish(x, attended, layout)

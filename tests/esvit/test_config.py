@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from esvit.backbones import build
-from esvit.config import BACKBONES, BackboneConfig, HeadConfig, backbone_config
+from esvit.backbones import SwinConfig, build
+from esvit.config import BACKBONES, HeadConfig, backbone_config
 
 PUBLISHED = {  # parameters without heads, tensors in the state dict
     "swin_tiny_w7": (27_519_354, 183),
@@ -51,7 +51,7 @@ def test_known_name_gives_its_row():
 )
 def test_impossible_backbone_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        BackboneConfig(**change)
+        SwinConfig(**change)
 
 
 def test_impossible_head_is_refused():

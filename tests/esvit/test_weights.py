@@ -6,9 +6,11 @@ import struct
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from esvit.backbones import build
-from esvit.config import BACKBONES, BackboneConfig, HeadConfig
+from esvit.backbones import SwinConfig, build
+from esvit.config import BACKBONES, HeadConfig
 from esvit.head import ProjectionHead
 from esvit.model import EsViT
 from esvit.recognise import recognise_backbone, recognise_head
@@ -67,7 +69,7 @@ def test_published_checkpoint_gives_its_expected_outputs(checkpoint, arrays, net
 
 def test_config_is_recognised_from_a_published_checkpoint(checkpoint):
     weights = read_checkpoint(checkpoint)
-    assert weights.backbone == BackboneConfig(
+    assert weights.backbone == SwinConfig(
         dim=4, depths=(1, 2, 1, 1), num_heads=(1, 1, 2, 4), drop_path=0.0
     )
     expected = HeadConfig(
@@ -85,7 +87,7 @@ def test_every_row_is_recognised_from_its_tensors(name):
 
 @pytest.mark.parametrize(("window", "image_size"), [(14, 384), (14, 512), (24, 384), (12, 384)])
 def test_other_layouts_give_equal_windows(window, image_size):
-    config = BackboneConfig(window=window, image_size=image_size)
+    config = SwinConfig(window=window, image_size=image_size)
     with torch.device("meta"):
         backbone = build(config)
         twin = build(recognise_backbone(backbone.state_dict()))
@@ -138,7 +140,7 @@ def test_heads_are_optional_and_a_prefix_is_too(tmp_path, tiny_backbone, prefix)
             lambda state: state.update({"patch_embed.proj.weight": torch.zeros(3)}),
             r"patch_embed.proj.weight has shape \(3,\), expected 4 axes",
         ),
-        (lambda state: state.clear(), "not a Swin"),
+        (lambda state: state.clear(), "tensors of none of the backbones swin"),
         (lambda state: state.update({"norm.bias": 1}), "holds things that are no tensors"),
         (lambda state: state.update({"head.mlp.0.weight": torch.zeros(1)}), "no tensor head.last"),
     ],
@@ -216,6 +218,27 @@ def test_own_file_gives_weights_and_configs_back(tmp_path, checkpoint):
     )
     assert digest(after.state) == digest(before.state)
     assert [path.name for path in tmp_path.iterdir()] == ["own.safetensors"]
+
+
+def metadata_of(path):
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["esvit"])
+
+
+def test_own_file_says_what_kind_of_backbone_it_holds(tmp_path, weights):
+    path = tmp_path / "own.safetensors"
+    write_safetensors(path, weights)
+    fields = metadata_of(path)
+    assert fields["backbone"]["kind"] == "swin"
+    for kind, message in [("hare", "not weights of ours: 'hare'"), (None, "")]:
+        fields["backbone"] |= {"kind": kind}
+        if kind is None:  # as the first files of ours
+            del fields["backbone"]["kind"]
+        save_file(dict(weights.state), path, {"esvit": json.dumps(fields)})
+        if message:
+            with pytest.raises(ValueError, match=message):
+                read_weights(path)
+    assert read_weights(path).backbone == TINY
 
 
 def test_own_file_of_a_model_gives_the_model_back(tmp_path, tiny_backbone):

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from benchmarks.augment import crop_box, pillow_views
+from esvit.backbones.vision import torchvision
 from service.images import DecodedImage, ImageLimits, decode
 from trainer import augment
 from trainer.pixel_ops import PixelParameters, alter_pixels
-from trainer.vision import torchvision
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "service" / "photographs"
 PUBLISHED = augment.global_views() + augment.local_views()

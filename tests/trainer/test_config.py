@@ -64,7 +64,7 @@ def test_nonsense_is_refused(kind, fields, message):
     [
         ({"seed": -1}, "seed is -1"),
         ({"init_epoch": 300}, "init_epoch 300, expected 0 or more and 0 to 299"),
-        ({"crops": CropsConfig(local_sizes=(3,))}, "expected at least a patch of 4 px"),
+        ({"crops": CropsConfig(local_sizes=(3,))}, "expected at least 4 px"),
     ],
 )
 def test_parts_that_contradict_each_other_are_refused(parts, message, tmp_path):

@@ -64,6 +64,7 @@ def test_reading_changes_neither_mode_nor_random_states():
     before = torch.get_rng_state()
     HealthCheck(2).read(run, VIEWS, 0.5)
     assert run.student.training
+    assert run.teacher.training
     assert torch.equal(before, torch.get_rng_state())
 
 

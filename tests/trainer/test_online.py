@@ -54,6 +54,24 @@ def test_classes_that_features_tell_apart_are_known(images, tmp_path):
     assert metrics == examiner.measure(Brightness())
 
 
+class ModeSeen(Brightness):
+    """Remembers in which mode it was run."""
+
+    def __init__(self):
+        super().__init__()
+        self.modes = set()
+
+    def forward(self, images):
+        self.modes.add(self.training)
+        return super().forward(images)
+
+
+def test_backbone_is_measured_in_evaluation_mode_and_left_in_its_own(images, tmp_path):
+    examiner, backbone = Examiner(config(tmp_path), open_source(str(images)), CPU), ModeSeen()
+    examiner.measure(backbone)
+    assert (backbone.modes, backbone.training) == ({False}, True)
+
+
 def test_regions_that_know_only_their_place_are_never_found_mirrored(images, tmp_path):
     metrics = Examiner(config(tmp_path), open_source(str(images)), CPU).measure(Place())
     assert metrics["eval_correspondence"] == 0

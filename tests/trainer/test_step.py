@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from esvit.backbones import build
-from esvit.config import BackboneConfig, HeadConfig
+from esvit.backbones import SwinConfig, build
+from esvit.config import HeadConfig
 from esvit.fused_loss import FusedLoss
 from esvit.head import ProjectionHead
 from esvit.loss import Loss
@@ -29,7 +29,7 @@ def reference():
 
 def recorded_network(settings):
     backbone = build(
-        BackboneConfig(
+        SwinConfig(
             dim=settings["embed_dim"],
             depths=tuple(settings["depths"]),
             num_heads=tuple(settings["num_heads"]),
@@ -160,7 +160,7 @@ def assert_centers_equal(loss, reference, prefix):
         torch.testing.assert_close(getattr(loss, name), expected, atol=2e-6, rtol=0)
 
 
-TINY_BACKBONE = BackboneConfig(
+TINY_BACKBONE = SwinConfig(
     dim=8, depths=(1, 1), num_heads=(1, 2), window=4, image_size=32, drop_path=0.0
 )
 TINY_HEAD = HeadConfig(num_prototypes=24, hidden_dim=12, bottleneck_dim=6, norm_last_layer=False)

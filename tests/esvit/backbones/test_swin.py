@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from esvit.backbones import build, windows
-from esvit.backbones.swin_layers import SwinBlock, drop_path
+from esvit.backbones import SwinConfig, build, windows
+from esvit.backbones.layers import drop_path
+from esvit.backbones.swin_layers import SwinBlock
 from esvit.backbones.windows import Windows
-from esvit.config import BackboneConfig
 from tests import oracles
 from tests.conftest import TINY
 
@@ -26,7 +26,7 @@ CASES = [
 def load(path):
     arrays = np.load(path, allow_pickle=False)
     fields = json.loads(bytes(arrays["config_json"]))
-    config = BackboneConfig(
+    config = SwinConfig(
         dim=fields["embed_dim"],
         depths=tuple(fields["depths"]),
         num_heads=tuple(fields["num_heads"]),

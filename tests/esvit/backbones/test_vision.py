@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from trainer import vision
+from esvit.backbones import vision
 
 
 def in_fresh_interpreter(code):
@@ -15,7 +15,7 @@ def in_fresh_interpreter(code):
 
 def test_torchvision_imports_after_vision_in_a_fresh_interpreter():
     run = in_fresh_interpreter(
-        "import trainer.vision, torchvision\n"
+        "import esvit.backbones.vision, torchvision\n"
         "from torchvision.transforms.v2 import functional\n"
         "print(torchvision.models.resnet50(weights=None).fc.in_features)"
     )

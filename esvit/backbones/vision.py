@@ -7,7 +7,7 @@ its import fails all the same: it attaches shape functions to `torchvision::nms`
 Python and use no compiled operator, so declaring these two schemas is all that they need. Calling a
 declared operator still fails, as it must: there is no kernel behind it.
 
-Write `from trainer.vision import torchvision`. Where torchvision is complete
+Write `from esvit.backbones.vision import torchvision`. Where torchvision is complete
 (a CUDA machine, a CPU wheel, its own build) nothing is declared.
 """
 
