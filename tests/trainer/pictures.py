@@ -33,3 +33,8 @@ def write_tar(path, members, mode="w"):
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return path
+
+
+def names(folder):
+    """List what lies in a folder."""
+    return sorted(path.name for path in folder.iterdir())

@@ -1,0 +1,1 @@
+"""Public sets of pictures, made into image folders."""
