@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := esvit trainer service benchmarks tests
 
-.PHONY: help install serve model format lint types check test test-all coverage clean
+.PHONY: help install serve model format lint types check test test-all clients coverage clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,8 +47,21 @@ test: check  ## lint, types and the fast tests
 	$(BIN)/python -m pytest $(TRAINING)
 
 test-all: check  ## the slow tests as well
-	$(BIN)/python -m pytest -m "not gpu" $(SERVING)
+	$(BIN)/python -m pytest -m "not gpu and not clients" $(SERVING)
 	$(BIN)/python -m pytest -m "not gpu" $(TRAINING)
+
+# Other people's clients, each with its own pins, in environments that nothing else uses.
+CLIENTS := tests/service/protocols/clients
+
+.venv/clients/done: .venv/dev $(wildcard $(CLIENTS)/requirements*.txt)
+	for name in clients clients-llama-index; do $(PYTHON) -m venv .venv/$$name || exit; done
+	.venv/clients/bin/pip install --quiet --disable-pip-version-check -r $(CLIENTS)/requirements.txt
+	.venv/clients-llama-index/bin/pip install --quiet --disable-pip-version-check \
+		-r $(CLIENTS)/requirements-llama-index.txt
+	touch $@
+
+clients: .venv/clients/done  ## the protocols against the real clients of other services
+	$(BIN)/python -m pytest -m clients tests/service/protocols
 
 coverage: .venv/dev  ## branch coverage of esvit and service
 	$(BIN)/python -m pytest --cov --cov-branch --cov-report= $(SERVING)

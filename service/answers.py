@@ -74,6 +74,26 @@ def correspondences(
     Raises:
         PointOutOfBounds: if a point lies outside what the model sees.
     """
+    table = match_table(info, pair, options)
+    if as_npy:
+        data = to_npy(table, options.encoding_format)
+        return Response(data, media_type=NPY, headers=_about_model(info))
+    rows: Any = encode_array(table, options.encoding_format)
+    if options.encoding_format == "float":
+        rows = [_match_row(row) for row in table.tolist()]
+    sizes = [_size(item) for item in pair]
+    content = {"grid": info.grid, "source": sizes[0], "target": sizes[1], "matches": rows}
+    return _json(info, content)
+
+
+def match_table(
+    info: ModelInfo, pair: tuple[Inferred, Inferred], options: CorrespondOptions
+) -> NDArray[np.float64]:
+    """Match two pictures: (N, 7) rows of query, source x, y, target x, y, score, mutual.
+
+    Raises:
+        PointOutOfBounds: if a point lies outside what the model sees.
+    """
     matches = correspond.select(
         _match(info, pair, options),
         mutual_only=options.mutual_only,
@@ -84,26 +104,7 @@ def correspondences(
         _on_picture(info, cells, item)
         for cells, item in zip((matches.source, matches.target), pair, strict=True)
     )
-    table = np.column_stack([matches.query, source, target, matches.score, matches.mutual])
-    if as_npy:
-        data = to_npy(table, options.encoding_format)
-        return Response(data, media_type=NPY, headers=_about_model(info))
-    rows: Any = encode_array(table, options.encoding_format)
-    if options.encoding_format == "float":
-        rows = [
-            {"query": int(query), "source": start, "target": end, "score": score, "mutual": mutual}
-            for query, start, end, score, mutual in zip(
-                matches.query,
-                source.round(POSITION_DECIMALS).tolist(),
-                target.round(POSITION_DECIMALS).tolist(),
-                [round(score, SCORE_DECIMALS) for score in matches.score.tolist()],
-                matches.mutual.tolist(),
-                strict=True,
-            )
-        ]
-    sizes = [_size(item) for item in pair]
-    content = {"grid": info.grid, "source": sizes[0], "target": sizes[1], "matches": rows}
-    return _json(info, content)
+    return np.column_stack([matches.query, source, target, matches.score, matches.mutual])
 
 
 def attention(
@@ -141,6 +142,19 @@ def drawing(info: ModelInfo, item: Inferred, options: AttentionOptions) -> Respo
         PointOutOfBounds: if the query lies outside what the model sees.
     """
     return Response(_draw(info, item, options), media_type="image/png", headers=_about_model(info))
+
+
+def _match_row(row: list[float]) -> dict[str, Any]:
+    """Give one match as JSON shows it."""
+    query, *positions, score, mutual = row
+    x, y, target_x, target_y = (round(position, POSITION_DECIMALS) for position in positions)
+    return {
+        "query": int(query),
+        "source": (x, y),
+        "target": (target_x, target_y),
+        "score": round(score, SCORE_DECIMALS),
+        "mutual": bool(mutual),
+    }
 
 
 def _on_picture(info: ModelInfo, cells: NDArray[np.float64], item: Inferred) -> NDArray[np.float64]:

@@ -15,10 +15,14 @@ from service.errors import ServiceError
 from service.gate import BodyLimits, Gate
 from service.model_file import read_model_info
 from service.pipeline import Pipeline
+from service.protocols import cohere, kserve, openai
 from service.routes import router
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+FOREIGN = {"/v2/embed": cohere, "/v2": kserve, "/v1": openai}
+"""Protocols of others by the beginning of their paths; the first that fits counts."""
 
 HTTP_CODES = {400: "invalid_http", 404: "not_found", 405: "method_not_allowed"}
 
@@ -54,6 +58,8 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     )
     app.state.pipeline = pipeline
     app.include_router(router)
+    for protocol in FOREIGN.values():
+        app.include_router(protocol.router)
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_bug)
@@ -90,6 +96,11 @@ async def _answer_bug(request: Request, error: Exception) -> Response:
 def _error(
     request: Request, status: int, detail: Mapping[str, object], headers: dict[str, str]
 ) -> Response:
-    """Give every error the same shape."""
-    body = to_json({"error": {**detail, "request_id": request.state.request_id}})
-    return Response(body, status, headers, media_type="application/json")
+    """Give every error the same shape, on the paths of other protocols theirs."""
+    detail = {**detail, "request_id": request.state.request_id}
+    content: dict[str, object] = {"error": detail}
+    for beginning, protocol in FOREIGN.items():
+        if f"{request.url.path}/".startswith(f"{beginning}/"):
+            status, content = protocol.error(status, detail)
+            break
+    return Response(to_json(content), status, headers, media_type="application/json")

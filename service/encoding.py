@@ -13,11 +13,13 @@ import orjson
 import pybase64
 from numpy.typing import NDArray
 
+Floats = NDArray[np.floating[Any]]
+
 Encoding = Literal["float", "base64", "base64_f16"]
 """float: JSON numbers; base64: little-endian float32; base64_f16: little-endian float16."""
 
 
-def encode_array(array: NDArray[np.float32], encoding: Encoding) -> NDArray[np.float32] | str:
+def encode_array(array: Floats, encoding: Encoding) -> Floats | str:
     """Give an array as what `to_json` accepts: itself for JSON floats, else base64 text."""
     if encoding == "float":
         return array if array.flags.c_contiguous else np.ascontiguousarray(array)
@@ -30,7 +32,7 @@ def to_json(content: Any) -> bytes:  # Any: whatever orjson can write
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def to_npy(array: NDArray[np.float32], encoding: Encoding) -> bytes:
+def to_npy(array: Floats, encoding: Encoding) -> bytes:
     """Write a `.npy` file, float16 where the encoding says so, else float32."""
     buffer = io.BytesIO()
     dtype = "<f2" if encoding == "base64_f16" else "<f4"

@@ -67,12 +67,11 @@ async def read_inputs(
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     fields = _once_each(request.query_params.multi_items())
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaType("compressed bodies are not read; send it as it is")
+    _refuse_compressed(request)
     if kind == "multipart/form-data":
         images, more = await _read_multipart(request, max_images, names)
     else:
-        body = b"".join([chunk async for chunk in request.stream()])
+        body = await read_body(request)
         if kind == "application/json":
             images, more = _read_json(body, max_images, names)
         else:
@@ -80,6 +79,31 @@ async def read_inputs(
     if twice := fields.keys() & more.keys():
         raise _given_twice(sorted(twice)[0])
     return Inputs(images, fields | more)
+
+
+async def read_body(request: Request) -> bytes:
+    """Read a whole body, whatever its type.
+
+    Raises:
+        UnsupportedMediaType: if it is compressed.
+    """
+    _refuse_compressed(request)
+    return b"".join([chunk async for chunk in request.stream()])
+
+
+def read_object(body: bytes) -> Fields:
+    """Read a JSON object.
+
+    Raises:
+        InvalidJson: if the body is none.
+    """
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidJson(f"the body is not JSON: {str(error)[:100]}") from error
+    if not isinstance(fields, dict):
+        raise InvalidJson("the body is not a JSON object")
+    return fields
 
 
 def read_options(model: type[OptionsT], fields: Fields) -> OptionsT:
@@ -113,6 +137,12 @@ def _read_raw(body: bytes, kind: str) -> bytes:
         "send an image with Content-Type: image/jpeg (or png, webp), multipart/form-data with "
         "files, or application/json"
     )
+
+
+def _refuse_compressed(request: Request) -> None:
+    """Refuse a compressed body."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("compressed bodies are not read; send it as it is")
 
 
 async def _read_multipart(
@@ -157,12 +187,7 @@ def _read_json(
     body: bytes, max_images: int, names: tuple[str, ...] | None
 ) -> tuple[list[bytes | ServiceError], Fields]:
     """Take images and options from a JSON object."""
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidJson(f"the body is not JSON: {str(error)[:100]}") from error
-    if not isinstance(fields, dict):
-        raise InvalidJson("the body is not a JSON object")
+    fields = read_object(body)
     if names is None:
         sources = fields.pop("images", None)
         if not isinstance(sources, list):
@@ -172,8 +197,21 @@ def _read_json(
         if None in sources:
             missing = names[sources.index(None)]
             raise InvalidRequest("expected an image", field=missing)
+    return read_sources(sources, max_images), fields
+
+
+def read_sources(sources: list[Any], max_images: int) -> list[bytes | ServiceError]:
+    """Take images from a JSON list; what is wrong with one of them stands in its place.
+
+    Args:
+        sources: For each image `{"base64": ...}`, `{"data_uri": ...}` or `{"url": ...}`.
+        max_images: How many there may be.
+
+    Raises:
+        ServiceError: if there is no image or too many.
+    """
     _check_count(len(sources), max_images)
-    return [_read_source(source) for source in sources], fields
+    return [_read_source(source) for source in sources]
 
 
 def _read_source(source: object) -> bytes | ServiceError:
