@@ -6,7 +6,7 @@ repository, and `swin_nano_w7`, which is ours and small enough for two cores.
 
 from dataclasses import dataclass, replace
 
-from esvit.backbones import BackboneConfig, SwinConfig
+from esvit.backbones import BackboneConfig, ResNetConfig, SwinConfig, ViTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,13 @@ BACKBONES: dict[str, BackboneConfig] = {
     "swin_base_w14": replace(_BASE, window=14),
     "swin_large_w7": _LARGE,
     "swin_large_w14": replace(_LARGE, window=14),
+    "deit_tiny_p16": ViTConfig(dim=192, num_heads=3),
+    "deit_small_p16": ViTConfig(),
+    "deit_small_p8": ViTConfig(patch=8),
+    "moco_vit_small_p16": ViTConfig(num_heads=12),
+    "vit_base_p16": ViTConfig(dim=768, num_heads=12),
+    "vit_base_p8": ViTConfig(dim=768, num_heads=12, patch=8),
+    "resnet50": ResNetConfig(),
 }
 
 
@@ -68,6 +75,6 @@ def backbone_config(name: str) -> BackboneConfig:
 def backbone_name(config: BackboneConfig) -> str | None:
     """Name the row that a config equals but for its drop path, or None."""
     for name, row in BACKBONES.items():
-        if replace(config, drop_path=row.drop_path) == row:
+        if isinstance(config, type(row)) and replace(config, drop_path=row.drop_path) == row:
             return name
     return None

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +24,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from esvit.backbones import KINDS, Backbone, BackboneConfig, SwinConfig, build
+from esvit.backbones import KINDS, Backbone, BackboneConfig, SwinConfig, ViTConfig, build
 from esvit.config import HeadConfig
 from esvit.head import ProjectionHead
+from esvit.layouts import Network as Network  # part of what readers are asked
+from esvit.layouts import find_network
 from esvit.model import EsViT
 from esvit.recognise import recognise_backbone, recognise_head
 from esvit.state import State
-
-Network = Literal["teacher", "student"]
 
 _HEADS = ("head.", "head_dense.")
 _SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]  # what pickles call it by
@@ -88,12 +88,16 @@ class Weights:
         return model.eval()
 
 
-def read_weights(path: Path, network: Network = "teacher") -> Weights:
+def read_weights(
+    path: Path, network: Network = "teacher", backbone: BackboneConfig | None = None
+) -> Weights:
     """Read either kind of file: our own if it ends in .safetensors, else a published checkpoint.
 
     Args:
         path: File to read.
         network: Which network of a published checkpoint; our own files hold one.
+        backbone: What a published checkpoint holds, where its tensors do not tell; our own files
+            say what they hold.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -101,19 +105,21 @@ def read_weights(path: Path, network: Network = "teacher") -> Weights:
     """
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    return read_checkpoint(path, network)
+    return read_checkpoint(path, network, backbone)
 
 
-def read_checkpoint(path: Path, network: Network = "teacher") -> Weights:
+def read_checkpoint(
+    path: Path, network: Network = "teacher", backbone: BackboneConfig | None = None
+) -> Weights:
     """Read one network of a published checkpoint; raises as `read_weights`."""
     content = _unpickle(path)
-    if not isinstance(content, dict) or not isinstance(content.get(network), dict):
-        raise ValueError(f"{path}: no network {network!r} in it")
-    state = {str(key).removeprefix("module."): x for key, x in content[network].items()}
-    if not all(isinstance(x, Tensor) for x in state.values()):
-        raise ValueError(f"{path}: network {network!r} holds things that are no tensors")
     with _naming(path):
-        config = recognise_backbone(state)
+        state, num_heads = find_network(content, network)
+        if not all(isinstance(x, Tensor) for x in state.values()):
+            raise ValueError(f"network {network!r} holds things that are no tensors")
+        config = recognise_backbone(state) if backbone is None else backbone
+        if isinstance(config, ViTConfig) and num_heads is not None:
+            config = replace(config, num_heads=num_heads)
         weights = Weights(
             state=state,
             backbone=replace(config, drop_path=0.0) if network == "teacher" else config,

@@ -3,9 +3,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from esvit.backbones import Swin, SwinConfig, build
+from esvit.backbones import BackboneConfig, ResNetConfig, Swin, SwinConfig, ViTConfig, build
 
 TINY = SwinConfig(dim=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), drop_path=0.0)
+TINY_VIT = ViTConfig(dim=12, depth=3, num_heads=2, image_size=64, drop_path=0.0)
+TINY_RESNET = ResNetConfig(depths=(1, 1, 1, 1), width=2)
+
+TINIES: dict[str, BackboneConfig] = {"swin": TINY, "vit": TINY_VIT, "resnet": TINY_RESNET}
+"""The smallest network of each kind."""
 
 
 @pytest.fixture

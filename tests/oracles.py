@@ -52,3 +52,13 @@ def _place(at: int, length: int, side: int, shift: int) -> tuple[int, int, bool]
     """Window, place in the window, and whether the roll brought the position to the far end."""
     rolled = (at - shift) % length
     return rolled // side, rolled % side, at < shift
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of one head among T tokens, (T, C) each, token by token: (T, C)."""
+    rows = []
+    for q in query:
+        scores = torch.stack([q @ k / math.sqrt(len(q)) for k in key])
+        weights = scores.softmax(0)
+        rows.append(sum(w * v for w, v in zip(weights, value, strict=True)))
+    return torch.stack(rows)

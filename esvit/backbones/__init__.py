@@ -1,8 +1,10 @@
 """Backbones, one file each, all meeting the contract in `contract`."""
 
 from esvit.backbones.contract import AllOutputs, Backbone, Features
+from esvit.backbones.resnet import ResNet, ResNetConfig
 from esvit.backbones.swin import Swin
 from esvit.backbones.swin_config import SwinConfig
+from esvit.backbones.vit import ViT, ViTConfig
 
 __all__ = [
     "KINDS",
@@ -10,15 +12,21 @@ __all__ = [
     "Backbone",
     "BackboneConfig",
     "Features",
+    "ResNet",
+    "ResNetConfig",
     "Swin",
     "SwinConfig",
+    "ViT",
+    "ViTConfig",
     "build",
 ]
 
-BackboneConfig = SwinConfig
+BackboneConfig = SwinConfig | ViTConfig | ResNetConfig
 """Any backbone's config."""
 
-KINDS: dict[str, type[BackboneConfig]] = {kind.kind: kind for kind in (SwinConfig,)}
+KINDS: dict[str, type[BackboneConfig]] = {
+    kind.kind: kind for kind in (SwinConfig, ViTConfig, ResNetConfig)
+}
 """What files of weights call each kind of config."""
 
 
@@ -27,3 +35,7 @@ def build(config: BackboneConfig) -> Backbone:
     match config:
         case SwinConfig():
             return Swin(config)
+        case ViTConfig():
+            return ViT(config)
+        case ResNetConfig():
+            return ResNet(config)

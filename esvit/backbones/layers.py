@@ -1,4 +1,9 @@
-"""What the transformers among the backbones share: norm's epsilon, MLP, stochastic depth."""
+"""What the transformers among the backbones share: attention, MLP, stochastic depth.
+
+Module names are those of the published checkpoints.
+
+Shape letters: B batch, or windows of a batch, T tokens that see each other, C channels.
+"""
 
 from typing import cast
 
@@ -6,8 +11,66 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esvit.backbones.attend import attend
+
 EPS = 1e-6
 """Epsilon of layer norms; torch's own default would move region features by 3e-5."""
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention among tokens (Vaswani et al. 2017, section 3.2)."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Attend among the tokens of each row.
+
+        Args:
+            x: (B * N, T, C).
+            bias: (N, heads, T, T) added to the scores, the same for each image, or None.
+        """
+        # An exporter takes the common product apart again, with more copies than three products.
+        if torch.compiler.is_exporting():
+            return self.with_weights(x, bias)[0]
+        num, T, C = x.shape
+        qkv = self.qkv(x).view(num, T, 3, self.num_heads, C // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if bias is not None:
+            bias = bias.to(query.dtype).expand(num // bias.shape[0], *bias.shape).flatten(0, 1)
+        return self._join(attend(query, key, value, bias, query.shape[-1] ** -0.5))
+
+    def with_weights(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Attend as `forward` does and give the weights (B * N, heads, T, T) as well."""
+        query, key, value = self._apart(x)
+        scores = query @ key.transpose(-2, -1)
+        if bias is not None:
+            scores = scores.view(-1, bias.shape[0], *scores.shape[1:]) + bias
+            scores = scores.flatten(0, 1)
+        weights = scores.softmax(-1)
+        return self._join(weights.to(value.dtype) @ value), weights
+
+    def _apart(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Make the query, already scaled, key and value (B, heads, T, C / heads) of tokens.
+
+        They come from a matrix product each, so that none has to be copied out of a common one; in
+        an exported graph this is the fastest of the forms we measured.
+        """
+        B, T, C = x.shape
+        shape = B, T, self.num_heads, C // self.num_heads
+        scale = shape[-1] ** -0.5
+        weight, bias = self.qkv.weight.view(3, C, C), self.qkv.bias.view(3, C)
+        query = F.linear(x, weight[0] * scale, bias[0] * scale)
+        key, value = F.linear(x, weight[1], bias[1]), F.linear(x, weight[2], bias[2])
+        query, key, value = (y.view(shape).transpose(1, 2) for y in (query, key, value))
+        return query, key, value
+
+    def _join(self, x: Tensor) -> Tensor:
+        """Put heads (B, heads, T, C / heads) together and project."""
+        return cast(Tensor, self.proj(x.transpose(1, 2).flatten(2)))
 
 
 class MLP(nn.Module):
@@ -30,6 +93,26 @@ def drop_path(x: Tensor, rate: float) -> Tensor:
     """
     kept = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) >= rate
     return x * (kept.to(x.dtype) / (1.0 - rate))
+
+
+class ResidualBlock(nn.Module):
+    """Attention and an MLP, each behind a layer norm and around a residual connection."""
+
+    def __init__(self, dim: int, attention: Attention, mlp_ratio: float, drop_rate: float) -> None:
+        super().__init__()
+        self.drop_rate = drop_rate
+        self.norm1 = nn.LayerNorm(dim, EPS)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(dim, EPS)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+
+    def add(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Add to x what attention gave, then what the MLP gives, with stochastic depth."""
+        x = x + self._drop(attended)
+        return x + self._drop(self.mlp(self.norm2(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return drop_path(x, self.drop_rate) if self.training and self.drop_rate else x
 
 
 def initialise_linear(module: nn.Module) -> None:

@@ -12,6 +12,10 @@ PUBLISHED = {  # parameters without heads, tensors in the state dict
     "swin_base_w7": (86_743_224, 351),
     "swin_base_w14": (86_917_944, 351),
     "swin_large_w7": (194_995_476, 351),
+    "deit_tiny_p16": (5_524_416, 150),
+    "deit_small_p16": (21_665_664, 150),
+    "vit_base_p16": (85_798_656, 150),
+    "resnet50": (23_508_032, 318),
 }
 
 

@@ -78,7 +78,8 @@ def test_config_is_recognised_from_a_published_checkpoint(checkpoint):
     assert (weights.head, weights.head_dense) == (expected, expected)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+# MoCo-v3's ViT-S has the tensors of DeiT-S; only the layout of its files tells its heads.
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "moco_vit_small_p16"])
 def test_every_row_is_recognised_from_its_tensors(name):
     with torch.device("meta"):
         state = build(BACKBONES[name]).state_dict()
@@ -140,7 +141,7 @@ def test_heads_are_optional_and_a_prefix_is_too(tmp_path, tiny_backbone, prefix)
             lambda state: state.update({"patch_embed.proj.weight": torch.zeros(3)}),
             r"patch_embed.proj.weight has shape \(3,\), expected 4 axes",
         ),
-        (lambda state: state.clear(), "tensors of none of the backbones swin"),
+        (lambda state: state.clear(), "tensors of none of the backbones swin, vit"),
         (lambda state: state.update({"norm.bias": 1}), "holds things that are no tensors"),
         (lambda state: state.update({"head.mlp.0.weight": torch.zeros(1)}), "no tensor head.last"),
     ],

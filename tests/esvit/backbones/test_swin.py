@@ -112,16 +112,6 @@ def test_attention_equals_the_written_out_sum(H, W, shift, mask_padding):
     torch.testing.assert_close(block(x), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_all_outputs_equal_the_single_ones(tiny_backbone):
-    images = torch.randn(2, 3, 70, 110)
-    pooled, regions, attention, last_blocks = tiny_backbone.all_outputs(images, 5)
-    expected = tiny_backbone(images)
-    torch.testing.assert_close(pooled, expected.pooled)
-    torch.testing.assert_close(regions, expected.regions)
-    torch.testing.assert_close(attention, tiny_backbone.attention(images))
-    torch.testing.assert_close(last_blocks, tiny_backbone.last_blocks(images, 5))
-
-
 def test_attention_is_zero_across_windows(tiny_backbone):
     attention = tiny_backbone.attention(torch.randn(1, 3, 224, 448))  # two windows side by side
     is_left = torch.arange(98) % 14 < 7
@@ -151,30 +141,12 @@ def test_any_size_gives_one_region_for_each_32_pixels_begun(H, W, mask_padding):
     torch.testing.assert_close(pooled, regions.mean(1))
 
 
-def test_batch_agrees_with_single_images(tiny_backbone):
-    images = torch.randn(3, 3, 112, 96)
-    singles = torch.cat([tiny_backbone(image[None]).regions for image in images])
-    torch.testing.assert_close(tiny_backbone(images).regions, singles)
-
-
 def test_pyramid_ends_in_the_regions(tiny_backbone):
     images = torch.randn(1, 3, 96, 128)
     maps = tiny_backbone.pyramid(images)
     assert [tuple(x.shape[1:]) for x in maps] == [(8, 24, 32), (16, 12, 16), (32, 6, 8), (64, 3, 4)]
     regions = tiny_backbone.norm(maps[-1].permute(0, 2, 3, 1)).flatten(1, 2)
     torch.testing.assert_close(regions, tiny_backbone(images).regions)
-
-
-@pytest.mark.parametrize("shape", [(3, 224, 224), (1, 1, 224, 224), (1, 3, 3, 224)])
-def test_what_is_no_image_is_refused(tiny_backbone, shape):
-    with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\), each side at least 4"):
-        tiny_backbone(torch.zeros(shape))
-
-
-@pytest.mark.parametrize("n", [0, 9])
-def test_impossible_number_of_blocks_is_refused(tiny_backbone, n):
-    with pytest.raises(ValueError, match=f"n is {n}, expected 1 to 8 blocks"):
-        tiny_backbone.last_blocks(torch.zeros(1, 3, 32, 32), n)
 
 
 def test_windows_follow_the_configured_image_size():
