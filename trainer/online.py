@@ -18,7 +18,13 @@ from trainer import distributed
 from trainer.config import PretrainConfig
 from trainer.data.sources import Source, open_source
 from trainer.evaluation import correspondence, knn
-from trainer.evaluation.images import SquareDataset, Squares, load_squares, preprocessing
+from trainer.evaluation.images import (
+    SquareDataset,
+    Squares,
+    in_batches,
+    load_squares,
+    preprocessing,
+)
 from trainer.feed import loader_of
 from trainer.pixel_ops import normalize
 
@@ -147,8 +153,10 @@ class Examiner:
 
     def _run_all(self, backbone: nn.Module, images: Labelled) -> Iterator[tuple[Squares, Features]]:
         """Run this process's share of some images."""
-        for squares in load_squares(images.dataset, self._batch, self._loader):
-            yield squares, self._run(backbone, squares.pixels)
+        batches = in_batches(range(len(images.dataset)), self._batch)
+        for squares in load_squares(images.dataset, batches, self._loader):
+            if squares.positions:
+                yield squares, self._run(backbone, squares.pixels)
 
     def _run(self, backbone: nn.Module, pixels: Tensor) -> Features:
         """Normalise (B, 3, S, S) uint8 and run the backbone in float32."""

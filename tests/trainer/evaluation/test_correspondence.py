@@ -1,8 +1,18 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from rich.console import Console
 
-from trainer.evaluation.correspondence import measure, mirrored_copies
+from trainer.evaluation.config import CorrespondenceConfig
+from trainer.evaluation.correspondence import (
+    measure,
+    measure_correspondence,
+    measure_views,
+    mirrored_copies,
+)
+from trainer.evaluation.images import preprocessing
+from trainer.evaluation.subject import Frozen, Subject
 
 
 def written_out(original, mirrored, image_px):
@@ -74,3 +84,72 @@ def test_copies_are_mirrored_grey_and_the_same_every_time():
         for a, b in zip(copies, mirrored_copies(pixels, range(8, 16)), strict=True)
     ]
     assert not all(plain)
+
+
+def test_view_that_sees_half_is_measured_on_that_half():
+    """The second view is the right half, enlarged: regions 2 and 3 of a row fill it."""
+    first = torch.eye(16)[None]
+    wanted = torch.full((1, 16, 2), torch.nan)
+    second = torch.zeros(1, 4, 4, 16)
+    for row in range(4):
+        for column in (2, 3):
+            place = 4 * row + column
+            wanted[0, place] = torch.tensor([2 * (column - 2) + 1.0, row + 0.5])
+            second[0, row, 2 * (column - 2) + 1, place] = 1
+    second[0, 0, 1], second[0, 0, 2] = 0.0, first[0, 2]  # one is found a region too far right
+    found = measure_views(first, second.flatten(1, 2), wanted, 64)
+    assert found.accuracy.item() == pytest.approx(7 / 8)
+    assert found.distance_px.item() == pytest.approx(16 * (7 * 0.5 + 1.5) / 8)
+    assert found.next_score.item() == 0
+
+
+def regions_of(colour_of):
+    """A network of which each region answers by its mean colour, or another function of it."""
+
+    def run(pixels, _output):
+        regions = torch.nn.functional.adaptive_avg_pool2d(pixels.float(), 8)
+        return colour_of(regions.flatten(2).transpose(1, 2))
+
+    spec = preprocessing(64)
+    return Frozen(file="f", network=None, arch="a", spec=spec, digest="d", arithmetic="x", run=run)
+
+
+def ask(path, frozen, **options):
+    config = CorrespondenceConfig(data=str(path), num_workers=0, use_cache=False, **options)
+    return measure_correspondence(config, Subject(frozen, config, Console(stderr=True)))
+
+
+@pytest.fixture
+def blots(tmp_path):
+    """Grey pictures in which each place has a level of its own."""
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        levels = rng.permutation(64).reshape(8, 8).astype(np.uint8) * 4
+        pixels = np.array(Image.fromarray(levels).resize((256, 256), Image.Resampling.BICUBIC))
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+def one_hot(regions):
+    """Tell grey levels apart, sharply."""
+    levels = torch.linspace(0, 255, 128)
+    return (-((regions.mean(-1, keepdim=True) - levels) ** 2) / 8).exp()
+
+
+@pytest.mark.parametrize(("geometry", "margin"), [("mirror", 0.1), ("free", 0.0)])
+def test_network_that_sees_content_beats_one_that_knows_places(blots, geometry, margin):
+    """The margin is small where colours are jittered, which this network cannot ignore."""
+    sees = ask(blots, regions_of(one_hot), geometry=geometry)
+    knows = ask(
+        blots, regions_of(lambda r: torch.eye(64).expand(len(r), 64, 64)), geometry=geometry
+    )
+    assert sees["images"] == 6
+    assert sees["accuracy"] > knows["accuracy"] + margin
+    assert sees == ask(blots, regions_of(one_hot), geometry=geometry)
+
+
+def test_free_views_of_few_regions_or_of_a_border_are_refused(blots):
+    with pytest.raises(ValueError, match="need 4 x 4 regions"):
+        ask(blots, regions_of(lambda regions: regions[:, :9]), geometry="free")
+    with pytest.raises(ValueError, match="--fit crop or stretch"):
+        ask(blots, regions_of(one_hot), geometry="free", fit="pad")

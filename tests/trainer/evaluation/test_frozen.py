@@ -1,0 +1,131 @@
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from esvit.weights import read_weights, write_safetensors
+from service.parity import photograph_pixels
+from trainer.checkpoint import save_checkpoint
+from trainer.evaluation.config import KnnConfig, NetworkConfig
+from trainer.evaluation.frozen import open_network, open_subject
+from trainer.run_state import module_tensors
+
+OUTPUTS = ("embedding", "regions", "last_blocks")
+
+
+@pytest.fixture
+def checkpoint(reference):
+    return reference / "checkpoint_tiny.pth"
+
+
+@pytest.fixture
+def run_folder(checkpoint, tmp_path):
+    """The folder of a run that has saved once, with teacher and student."""
+    tensors = {}
+    for network in ("teacher", "student"):
+        tensors |= module_tensors(network, read_weights(checkpoint, network).build_model())
+    (tmp_path / "RUN" / "checkpoints").mkdir(parents=True)
+    save_checkpoint(tmp_path / "RUN" / "checkpoints", 7, tensors, {})
+    (tmp_path / "RUN" / "config.json").write_text(json.dumps({"crops": {"global_size": 64}}))
+    return tmp_path / "RUN"
+
+
+def photographs(frozen):
+    return torch.from_numpy(photograph_pixels(frozen.spec)).permute(0, 3, 1, 2)
+
+
+def test_model_file_and_checkpoint_give_the_same(checkpoint, model_path):
+    frozen = open_network(NetworkConfig(checkpoint=checkpoint))
+    served = open_network(NetworkConfig(model=model_path))
+    assert frozen.spec == served.spec
+    pixels = photographs(frozen)
+    for output in OUTPUTS:
+        torch.testing.assert_close(
+            served.run(pixels, output), frozen.run(pixels, output), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_run_folder_gives_its_teacher_at_its_size(checkpoint, run_folder):
+    frozen = open_network(NetworkConfig(checkpoint=run_folder))
+    assert frozen.spec.crop == 64
+    published = open_network(NetworkConfig(checkpoint=checkpoint))
+    assert frozen.digest == published.digest
+    student = open_network(NetworkConfig(checkpoint=run_folder, which="student"))
+    assert student.digest != frozen.digest
+
+
+def test_each_file_of_a_network_gives_it(checkpoint, run_folder, tmp_path):
+    own = tmp_path / "teacher.safetensors"
+    write_safetensors(own, read_weights(checkpoint))
+    (saved,) = (run_folder / "checkpoints").glob("*.safetensors")
+    digests = {open_network(NetworkConfig(checkpoint=path)).digest for path in (own, saved)}
+    assert digests == {open_network(NetworkConfig(checkpoint=checkpoint)).digest}
+
+
+def test_bf16_is_near_and_another_arithmetic(checkpoint):
+    full = open_network(NetworkConfig(checkpoint=checkpoint, device="cpu"))
+    half = open_network(NetworkConfig(checkpoint=checkpoint, device="cpu", precision="bf16"))
+    assert full.arithmetic != half.arithmetic
+    pixels = photographs(full)
+    cosine = torch.cosine_similarity(full.run(pixels, "embedding"), half.run(pixels, "embedding"))
+    assert (cosine > 0.99).all()
+
+
+def test_network_says_what_it_is(checkpoint, model_path):
+    about = open_network(NetworkConfig(checkpoint=checkpoint, image_size=96)).describe()
+    assert about["image_size"] == 96
+    assert about["network"] == "teacher"
+    assert open_network(NetworkConfig(model=model_path)).describe()["network"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either --checkpoint or --model"),
+        ({"checkpoint": "a.pth", "model": "a.onnx"}, "either --checkpoint or --model"),
+        ({"checkpoint": "a.pth"}, "no such file"),
+        ({"model": "a.onnx"}, "no such file"),
+        ({"model": "a.onnx", "image_size": 96}, "its own image size"),
+        ({"checkpoint": "a.pth", "image_size": 9}, "expected 32 to 1024"),
+        ({"checkpoint": "empty"}, "no checkpoint of a run"),
+        ({"checkpoint": "cut.safetensors"}, "not weights of ours"),
+        ({"model": "cut.onnx"}, "cannot load it"),
+    ],
+)
+def test_network_that_is_not_there_is_refused(tmp_path, monkeypatch, options, message):
+    (tmp_path / "empty").mkdir()
+    for name in ("cut.safetensors", "cut.onnx"):
+        (tmp_path / name).write_bytes(b"damaged")
+    monkeypatch.chdir(tmp_path)
+    from pathlib import Path
+
+    paths = {k: Path(v) if k in ("checkpoint", "model") else v for k, v in options.items()}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        open_network(NetworkConfig(**paths))
+
+
+def test_run_whose_config_says_no_size_is_refused(run_folder):
+    (run_folder / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="does not say how large"):
+        open_network(NetworkConfig(checkpoint=run_folder))
+
+
+def test_model_file_without_passport_is_refused(model_path, tmp_path):
+    import onnx
+
+    model = onnx.load(model_path)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match="has no passport"):
+        open_network(NetworkConfig(model=tmp_path / "foreign.onnx"))
+    model.metadata_props.add(key="esvit", value="{}")
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match="not the passport"):
+        open_network(NetworkConfig(model=tmp_path / "foreign.onnx"))
+
+
+@pytest.mark.parametrize("options", [{"batch": 0}, {"max_images": 0}, {"num_workers": -1}])
+def test_numbers_that_make_no_sense_are_refused(options):
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        open_subject(KnnConfig(data="", **options), Console(stderr=True))
