@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := esvit trainer service benchmarks tests
 
-.PHONY: help install serve model format lint types check test test-all clients coverage clean
+.PHONY: help install serve model format lint types check test test-all end-to-end clients coverage clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,10 @@ test: check  ## lint, types and the fast tests
 test-all: check  ## the slow tests as well
 	$(BIN)/python -m pytest -m "not gpu and not clients" $(SERVING)
 	$(BIN)/python -m pytest -m "not gpu" $(TRAINING)
+	$(MAKE) end-to-end
+
+end-to-end: .venv/dev  ## images, a run, its features, a model file, its answers, by the commands that users type
+	$(BIN)/python -m pytest -m slow tests/test_end_to_end.py
 
 # Other people's clients, each with its own pins, in environments that nothing else uses.
 CLIENTS := tests/service/protocols/clients
