@@ -117,17 +117,23 @@ class Backbone(nn.Module, ABC):
     def all_outputs(self, images: Tensor, n: int) -> AllOutputs:
         """Give all of `forward`, `attention` and `last_blocks` from a single pass."""
 
-    def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
-        """Run a block; if `recompute` is set, keep of it only its input for the backward pass."""
+    def run_block(self, block: nn.Module, x: Tensor, *size: int) -> Tensor:
+        """Run a block; if `recompute` is set, keep of it only its input for the backward pass.
+
+        Args:
+            block: Maps x, and the size if there is one, to a tensor.
+            x: Its input.
+            size: Height and width of the map in x, for blocks that could not tell.
+        """
         if not self.recompute or not torch.is_grad_enabled():
-            return cast(Tensor, block(x))
+            return cast(Tensor, block(x, *size))
         norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _same_statistics(norms)
 
         context_fn = contexts if norms else noop_context_fn
-        return cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=context_fn))
+        return cast(Tensor, checkpoint(block, x, *size, use_reentrant=False, context_fn=context_fn))
 
     def checked_count(self, n: int) -> int:
         """Let n pass if there are so many blocks.

@@ -1,21 +1,19 @@
-"""Swin transformer, the multi-stage backbone of EsViT, and all that can be asked of it.
+"""Swin transformer, the multi-stage backbone of EsViT.
 
 Numbers, names and initialisation are those of the published networks, whose weights load as they
 are. Unlike there, an image may have any height and width.
 
-Shape letters: B batch, H W height and width of a map, C channels, L regions (positions of the last
-map), D channels of several blocks side by side.
+Shape letters: C channels.
 """
 
-from collections import deque
 from collections.abc import Iterator
 from typing import cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from esvit.backbones.contract import AllOutputs, Backbone, Features, checked_images, drop_rates
+from esvit.backbones.contract import drop_rates
 from esvit.backbones.layers import EPS, initialise_linear
+from esvit.backbones.maps import MapBackbone, MapStage
 from esvit.backbones.swin_config import SwinConfig
 from esvit.backbones.swin_layers import (
     PatchEmbed,
@@ -27,11 +25,11 @@ from esvit.backbones.swin_layers import (
 from esvit.backbones.windows import Windows
 
 
-class Swin(Backbone):
+class Swin(MapBackbone):
     """Swin transformer without a classifier."""
 
     def __init__(self, config: SwinConfig) -> None:
-        super().__init__()
+        super().__init__(config.least_side)
         self.config = config
         self.patch_embed = PatchEmbed(config.patch, config.dim)
         self.layers = nn.ModuleList(_new_stages(config))
@@ -48,11 +46,6 @@ class Swin(Backbone):
         """Attention heads of the last block."""
         return self.config.num_heads[-1]
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of all stages."""
-        return sum(self.config.depths)
-
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Give rows and columns of the region map of an image of so many pixels."""
         merged = 1 << (len(self.config.depths) - 1)  # patches a region, along a side
@@ -60,79 +53,13 @@ class Swin(Backbone):
             -(width // self.config.patch) // merged
         )
 
-    def forward(self, images: Tensor) -> Features:
-        """Give pooled (B, C) and region (B, L, C) features of normalised images (B, 3, H, W).
-
-        Raises:
-            ValueError: if the images are not (B, 3, H, W), each side at least a patch.
-        """
-        _, x = self._up_to_last_block(images, keep=0)
-        return self._features(self.run_block(self._last_block, x))
-
-    def last_blocks(self, images: Tensor, n: int) -> Tensor:
-        """Give pooled outputs (B, D) of the last n blocks, the oldest first.
-
-        Blocks of the last stage go through the final norm, as in the published linear probe.
-        """
-        maps, x = self._up_to_last_block(images, keep=self.checked_count(n) - 1)
-        return self._pooled([*maps, self.run_block(self._last_block, x)])
-
-    def attention(self, images: Tensor) -> Tensor:
-        """Give the last block's attention (B, heads, L, L) between regions, zero across windows.
-
-        What a region gives to padding is left out: where there is none, rows sum to one.
-        """
-        _, x = self._up_to_last_block(images, keep=0)
-        return self._last_block.with_attention(x)[1]
-
-    def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Give each stage's map (B, C, H, W), finest first, before merging and final norm."""
-        maps, x = self._up_to_last_block(images, keep=self.num_blocks)
-        maps.append(self.run_block(self._last_block, x))
-        last_of_stage = (sum(self.config.depths[: s + 1]) - 1 for s in range(len(self.layers)))
-        return tuple(maps[number].permute(0, 3, 1, 2) for number in last_of_stage)
-
-    def all_outputs(self, images: Tensor, n: int) -> AllOutputs:
-        """Give all of `forward`, `attention` and `last_blocks` from a single pass."""
-        maps, x = self._up_to_last_block(images, keep=self.checked_count(n) - 1)
-        x, attention = self._last_block.with_attention(x)
-        pooled, regions = self._features(x)
-        return AllOutputs(pooled, regions, attention, self._pooled([*maps, x]))
-
     @property
-    def _stages(self) -> list[Stage]:
-        return [cast(Stage, stage) for stage in self.layers]
-
-    @property
-    def _last_block(self) -> SwinBlock:
-        return cast(SwinBlock, self._stages[-1].blocks[-1])
-
-    def _up_to_last_block(self, images: Tensor, keep: int) -> tuple[list[Tensor], Tensor]:
-        """Run all blocks but the last: the outputs of the last `keep` of them, the last's input."""
-        maps: deque[Tensor] = deque(maxlen=keep)
-        x = self.patch_embed(checked_images(images, self.config.least_side))
-        for stage in self._stages:
-            for block in stage.blocks:
-                if block is self._last_block:
-                    break
-                x = self.run_block(block, x)
-                maps.append(x)
-            if stage.downsample is not None:
-                x = stage.downsample(x)
-        return list(maps), x
-
-    def _features(self, x: Tensor) -> Features:
-        """Normalise the last map (B, H, W, C) and lay it out as features."""
-        regions = self.norm(x).flatten(1, 2)
-        return Features(regions.mean(1), regions)
-
-    def _pooled(self, maps: list[Tensor]) -> Tensor:
-        """Average maps over their positions, those of the last stage normalised: (B, D)."""
-        first_of_last_stage = len(maps) - self.config.depths[-1]
-        normalised = (
-            self.norm(x) if number >= first_of_last_stage else x for number, x in enumerate(maps)
-        )
-        return torch.cat([x.flatten(1, 2).mean(1) for x in normalised], dim=-1)
+    def stages(self) -> list[MapStage]:
+        """The stages in their order: patches or merging, then blocks."""
+        stages = [cast(Stage, stage) for stage in self.layers]
+        enter = [self.patch_embed, *(stage.downsample for stage in stages)]
+        blocks = ([cast(SwinBlock, block) for block in stage.blocks] for stage in stages)
+        return [MapStage(cast(nn.Module, e), b) for e, b in zip(enter, blocks, strict=False)]
 
 
 def _windows(config: SwinConfig, stage: int, number: int) -> Windows:

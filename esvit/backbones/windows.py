@@ -7,7 +7,9 @@ every position exactly once, by index, instead of padding, rolling and transposi
 Shape letters: B batch, H W height and width of a map, C channels, M window side, N windows a map.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,10 @@ multiplies those a hundred times slower. Results are the same float32 numbers as
 a row lie less than 80 apart.
 """
 
-_MAX_LAYOUTS = 256
+Key = TypeVar("Key", bound=Hashable)
+Table = TypeVar("Table")
+
+_MAX_TABLES = 256
 _layouts: dict[tuple["Windows", int, int, torch.device], "Layout"] = {}
 
 
@@ -57,16 +62,21 @@ class Layout(NamedTuple):
 
 def layout_of(windows: Windows, H: int, W: int, device: torch.device) -> Layout:
     """Give the layout of an (H, W) map: computed at the first call, remembered for the next."""
-    key = (windows, H, W, device)
-    if key in _layouts:
-        return _layouts[key]
+    make = partial(_new_layout, windows, H, W, device)
+    return remembered(_layouts, (windows, H, W, device), make)
+
+
+def remembered(known: dict[Key, Table], key: Key, make: Callable[[], Table]) -> Table:
+    """Give what `known` holds under a key; make it at the first call and keep it there."""
+    if key in known:
+        return known[key]
     if torch.compiler.is_compiling():  # a traced tensor must not outlive its trace
-        return _new_layout(windows, H, W, device)
-    if len(_layouts) >= _MAX_LAYOUTS:
-        _layouts.pop(next(iter(_layouts)))
+        return make()
+    if len(known) >= _MAX_TABLES:
+        known.pop(next(iter(known)))
     with torch.inference_mode(False):  # an inference tensor could not be used in training later
-        _layouts[key] = _new_layout(windows, H, W, device)
-    return _layouts[key]
+        known[key] = make()
+    return known[key]
 
 
 def to_windows(x: Tensor, layout: Layout) -> Tensor:

@@ -56,7 +56,7 @@ def test_layout_made_in_inference_mode_can_be_trained_with():
 
 def test_oldest_layout_is_forgotten(monkeypatch):
     monkeypatch.setattr(windows, "_layouts", {})
-    monkeypatch.setattr(windows, "_MAX_LAYOUTS", 2)
+    monkeypatch.setattr(windows, "_MAX_TABLES", 2)
     first = layout_of(Windows(2), 2, 2, CPU)
     layout_of(Windows(2), 2, 4, CPU)
     layout_of(Windows(2), 4, 4, CPU)
