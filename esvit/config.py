@@ -6,7 +6,14 @@ repository, and `swin_nano_w7`, which is ours and small enough for two cores.
 
 from dataclasses import dataclass, replace
 
-from esvit.backbones import BackboneConfig, ResNetConfig, SwinConfig, ViTConfig
+from esvit.backbones import (
+    BackboneConfig,
+    CvTConfig,
+    ResNetConfig,
+    SwinConfig,
+    ViLConfig,
+    ViTConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,11 @@ _SMALL = SwinConfig(depths=(2, 2, 18, 2), drop_path=0.2)
 _BASE = SwinConfig(dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), drop_path=0.2)
 _LARGE = SwinConfig(dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), drop_path=0.2)
 
+_VIL = (
+    "l1,h3,d96,n2,s1,g1,p4,f7,a0_l2,h6,d192,n2,s1,g1,p2,f7,a0_"
+    "l3,h12,d384,n6,s0,g1,p2,f7,a0_l4,h24,d768,n2,s0,g0,p2,f7,a0"
+)
+
 BACKBONES: dict[str, BackboneConfig] = {
     "swin_nano_w7": SwinConfig(
         dim=32, depths=(2, 2, 2, 1), num_heads=(2, 4, 8, 16), mlp_ratio=3.0, drop_path=0.0
@@ -57,6 +69,8 @@ BACKBONES: dict[str, BackboneConfig] = {
     "moco_vit_small_p16": ViTConfig(num_heads=12),
     "vit_base_p16": ViTConfig(dim=768, num_heads=12),
     "vit_base_p8": ViTConfig(dim=768, num_heads=12, patch=8),
+    "cvt_tiny": CvTConfig(),
+    "vil_2262": ViLConfig.parse(_VIL),
     "resnet50": ResNetConfig(),
 }
 

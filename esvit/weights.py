@@ -174,7 +174,8 @@ def write_safetensors(path: Path, weights: Weights) -> None:
     del fields["state"]
     fields["backbone"]["kind"] = weights.backbone.kind
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    state = {key: x.detach().cpu().contiguous() for key, x in weights.state.items()}
+    # Names may share a tensor, as class tokens and positions do in a ViL; in the file none may.
+    state = {key: x.detach().cpu().contiguous().clone() for key, x in weights.state.items()}
     try:
         save_file(state, temporary, {"esvit": json.dumps(fields, sort_keys=True)})
         with temporary.open("rb") as file:

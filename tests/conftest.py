@@ -3,13 +3,39 @@ from pathlib import Path
 import pytest
 import torch
 
-from esvit.backbones import BackboneConfig, ResNetConfig, Swin, SwinConfig, ViTConfig, build
+from esvit.backbones import (
+    BackboneConfig,
+    CvTConfig,
+    ResNetConfig,
+    Swin,
+    SwinConfig,
+    ViLConfig,
+    ViTConfig,
+    build,
+)
 
 TINY = SwinConfig(dim=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), drop_path=0.0)
 TINY_VIT = ViTConfig(dim=12, depth=3, num_heads=2, image_size=64, drop_path=0.0)
+TINY_CVT = CvTConfig(dims=(4, 8), depths=(1, 2), num_heads=(1, 2), drop_path=0.0)
+TINY_VIL = ViLConfig(
+    dims=(4, 8, 12),
+    depths=(1, 1, 1),
+    num_heads=(1, 2, 2),
+    patches=(4, 2, 2),
+    num_class_tokens=(1, 1, 0),
+    windows=(3, 3, 0),
+    image_size=64,
+    drop_path=0.0,
+)
 TINY_RESNET = ResNetConfig(depths=(1, 1, 1, 1), width=2)
 
-TINIES: dict[str, BackboneConfig] = {"swin": TINY, "vit": TINY_VIT, "resnet": TINY_RESNET}
+TINIES: dict[str, BackboneConfig] = {
+    "swin": TINY,
+    "vit": TINY_VIT,
+    "cvt": TINY_CVT,
+    "vil": TINY_VIL,
+    "resnet": TINY_RESNET,
+}
 """The smallest network of each kind."""
 
 

@@ -62,3 +62,72 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         weights = scores.softmax(0)
         rows.append(sum(w * v for w, v in zip(weights, value, strict=True)))
     return torch.stack(rows)
+
+
+def plain_window_attention(qkv: Tensor, *, side: int, scale: float) -> Tensor:
+    """Attention of one head inside windows that fit, without any bias, position by position.
+
+    Args:
+        qkv: (3, C, H, W) query, key and value of every position.
+        side: Window side; divides H and W.
+        scale: Of the scores.
+
+    Returns:
+        (H, W, C).
+    """
+    query, key, value = qkv.permute(0, 2, 3, 1)
+    H, W, C = query.shape
+    out = torch.zeros(H, W, C)
+    for y in range(H):
+        for x in range(W):
+            own = [
+                (v, u)
+                for v in range(H)
+                for u in range(W)
+                if (v // side, u // side) == (y // side, x // side)
+            ]
+            scores = torch.stack([scale * (query[y, x] @ key[at]) for at in own])
+            weights = scores.softmax(0)
+            out[y, x] = sum(w * value[at] for w, at in zip(weights, own, strict=True))
+    return out
+
+
+def sliding_attention(
+    qkv: Tensor,
+    classes: Tensor,
+    table: Tensor,
+    class_biases: Tensor,
+    *,
+    side: int,
+    seen: list[tuple[int, int]],
+) -> Tensor:
+    """Sliding attention of one head over one map, position by position.
+
+    Args:
+        qkv: (H, W, 3, C) query, key and value of every position.
+        classes: (G, 3, C) those of class tokens.
+        table: ((4 * side - 1) ** 2,) bias of each offset.
+        class_biases: (G,) of positions to class tokens.
+        side: Chunk side.
+        seen: Steps, in chunks, to the chunks that a chunk sees.
+
+    Returns:
+        (H, W, C).
+    """
+    H, W, _, C = qkv.shape
+    out = torch.zeros(H, W, C)
+    for y in range(H):
+        for x in range(W):
+            scores = [qkv[y, x, 0] @ k / math.sqrt(C) for k in classes[:, 1]]
+            scores = [score + bias for score, bias in zip(scores, class_biases, strict=True)]
+            values = list(classes[:, 2])
+            for v in range(H):
+                for u in range(W):
+                    if (v // side - y // side, u // side - x // side) not in seen:
+                        continue
+                    offset = (y - v + 2 * side - 1) * (4 * side - 1) + x - u + 2 * side - 1
+                    scores.append(qkv[y, x, 0] @ qkv[v, u, 1] / math.sqrt(C) + table[offset])
+                    values.append(qkv[v, u, 2])
+            weights = torch.stack(scores).softmax(0)
+            out[y, x] = sum(w * value for w, value in zip(weights, values, strict=True))
+    return out

@@ -9,16 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OURS = {"esvit", "trainer", "service", "benchmarks", "tests"}
-SHARED = {
-    "colours",
-    "containers",
-    "contract",
-    "errors",
-    "images",
-    "parity",
-    "preprocess",
-    "resample",
-}
+SHARED = {"contract", "errors", "images", "parity", "preprocess", "resample"}
 """Modules of the service that the trainer may use: what is evaluated is what is served."""
 
 

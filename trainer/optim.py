@@ -40,7 +40,13 @@ def param_groups(
     return [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
 
 
-_TABLES = ("relative_position_bias_table", "pos_embed", "cls_token", "weight_g")
+_TABLES = (
+    "relative_position_bias_table",
+    "relative_position_bias",
+    "pos_embed",
+    "cls_token",
+    "weight_g",
+)
 
 
 def _decays(name: str, parameter: nn.Parameter, decay_tables: bool) -> bool:

@@ -1,9 +1,13 @@
 """Backbones, one file each, all meeting the contract in `contract`."""
 
 from esvit.backbones.contract import AllOutputs, Backbone, Features
+from esvit.backbones.cvt import CvT
+from esvit.backbones.cvt_config import CvTConfig
 from esvit.backbones.resnet import ResNet, ResNetConfig
 from esvit.backbones.swin import Swin
 from esvit.backbones.swin_config import SwinConfig
+from esvit.backbones.vil import ViL
+from esvit.backbones.vil_config import ViLConfig
 from esvit.backbones.vit import ViT, ViTConfig
 
 __all__ = [
@@ -11,21 +15,25 @@ __all__ = [
     "AllOutputs",
     "Backbone",
     "BackboneConfig",
+    "CvT",
+    "CvTConfig",
     "Features",
     "ResNet",
     "ResNetConfig",
     "Swin",
     "SwinConfig",
+    "ViL",
+    "ViLConfig",
     "ViT",
     "ViTConfig",
     "build",
 ]
 
-BackboneConfig = SwinConfig | ViTConfig | ResNetConfig
+BackboneConfig = SwinConfig | ViTConfig | CvTConfig | ViLConfig | ResNetConfig
 """Any backbone's config."""
 
 KINDS: dict[str, type[BackboneConfig]] = {
-    kind.kind: kind for kind in (SwinConfig, ViTConfig, ResNetConfig)
+    kind.kind: kind for kind in (SwinConfig, ViTConfig, CvTConfig, ViLConfig, ResNetConfig)
 }
 """What files of weights call each kind of config."""
 
@@ -37,5 +45,9 @@ def build(config: BackboneConfig) -> Backbone:
             return Swin(config)
         case ViTConfig():
             return ViT(config)
+        case CvTConfig():
+            return CvT(config)
+        case ViLConfig():
+            return ViL(config)
         case ResNetConfig():
             return ResNet(config)

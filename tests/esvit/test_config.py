@@ -15,6 +15,8 @@ PUBLISHED = {  # parameters without heads, tensors in the state dict
     "deit_tiny_p16": (5_524_416, 150),
     "deit_small_p16": (21_665_664, 150),
     "vit_base_p16": (85_798_656, 150),
+    "cvt_tiny": (29_303_616, 234),
+    "vil_2262": (27_569_352, 241),
     "resnet50": (23_508_032, 318),
 }
 
