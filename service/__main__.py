@@ -8,6 +8,7 @@ import gc
 import logging
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -18,8 +19,10 @@ from pydantic_settings import SettingsError
 
 from service.app import create_app
 from service.errors import ModelError
+from service.logs import set_up_logging
 from service.parity import PHOTOGRAPHS
 from service.settings import Settings
+from service.wire import Protocol, WireLimits
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +63,7 @@ def main() -> int:
     except SettingsError as error:  # an environment variable that should be JSON and is not
         print(error, file=sys.stderr)  # noqa: T201  # before the log is set up
         return 2
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    set_up_logging(settings.log_level, settings.log_format)
     try:
         app = create_app(settings)
     except ModelError as error:
@@ -76,23 +77,31 @@ def serve(app: FastAPI, settings: Settings) -> None:
     """Listen and answer until told to stop."""
     gc.collect()
     gc.freeze()  # what is loaded by now stays: no collection need look at it again
-    server = Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=settings.shutdown_grace_s,
-        )
+    Server(server_config(app, settings)).run()
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """Say how the application is served."""
+    limits = WireLimits(
+        max_connections=settings.max_connections,
+        max_header_bytes=settings.max_header_bytes,
+        header_timeout_s=settings.header_timeout_s,
+        send_timeout_s=settings.send_timeout_s,
     )
-    server.run()
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http=partial(Protocol, limits, app.state.pipeline.metrics),  # type: ignore[arg-type]  # makes a protocol
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
+    )
 
 
 if __name__ == "__main__":

@@ -7,13 +7,17 @@ from contextlib import asynccontextmanager
 import anyio.to_thread
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
 from service import VERSION
 from service.encoding import to_json
 from service.engine import Engine, load_engine, warm_up
 from service.errors import ServiceError
 from service.gate import BodyLimits, Gate
+from service.keys import KeyCheck
 from service.model_file import read_model_info
+from service.pages import docs_router
 from service.pipeline import Pipeline
 from service.protocols import cohere, kserve, openai
 from service.routes import router
@@ -23,6 +27,16 @@ logger = logging.getLogger(__name__)
 
 FOREIGN = {"/v2/embed": cohere, "/v2": kserve, "/v1": openai}
 """Protocols of others by the beginning of their paths; the first that fits counts."""
+
+OWN_HEADERS = (
+    "x-api-key",
+    "x-request-id",
+    "x-esvit-errors",
+    "x-esvit-model",
+    "x-esvit-dim",
+    "inference-header-content-length",
+)
+"""What pages of other origins, where they are let in, may send and read."""
 
 HTTP_CODES = {400: "invalid_http", 404: "not_found", 405: "method_not_allowed"}
 
@@ -54,6 +68,8 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         version=VERSION,
         summary="Embeddings, regions, correspondences and attention of images",
         lifespan=lifespan,
+        openapi_url="/openapi.json" if settings.docs else None,
+        docs_url=None,
         redoc_url=None,
     )
     app.state.pipeline = pipeline
@@ -63,9 +79,37 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_bug)
-    limits = BodyLimits(settings.max_body_bytes, settings.max_bodies_bytes, settings.body_timeout_s)
-    app.add_middleware(Gate, limits=limits, metrics=pipeline.metrics)
+    if settings.docs:
+        app.include_router(docs_router)
+    _add_layers(app, settings, pipeline)
     return app
+
+
+def _add_layers(app: FastAPI, settings: Settings, pipeline: Pipeline) -> None:
+    """Wrap the application, from the inside out; what is not asked for is not there."""
+    if keys := settings.keys():
+        app.add_middleware(KeyCheck, keys=keys, refuse=_refuse)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("authorization", "content-type", *OWN_HEADERS),
+            expose_headers=("retry-after", *OWN_HEADERS),
+        )
+    limits = BodyLimits(
+        max_bytes=settings.max_body_bytes,
+        max_bytes_held=settings.max_bodies_bytes,
+        timeout_s=settings.body_timeout_s,
+        max_calls=settings.max_calls,
+    )
+    app.add_middleware(Gate, limits=limits, metrics=pipeline.metrics)
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, error: ServiceError) -> None:
+    """Answer for a layer that lets a call not pass."""
+    response = await _answer_service_error(Request(scope), error)
+    await response(scope, receive, send)
 
 
 async def _answer_service_error(request: Request, error: Exception) -> Response:
@@ -74,6 +118,8 @@ async def _answer_service_error(request: Request, error: Exception) -> Response:
     pipeline: Pipeline = request.app.state.pipeline
     pipeline.metrics.refusals.labels(error.code).inc()
     headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
     return _error(request, error.status, error.to_dict(), headers)
 
 

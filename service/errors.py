@@ -1,23 +1,30 @@
 """The error tree: every refusal has a class, every class a status and a stable code.
 
 ServiceError                      500 internal
+├── InvalidHttp                   400 invalid_http
 ├── InvalidJson                   400 invalid_json
 ├── InvalidMultipart              400 invalid_multipart
+├── InvalidEncoding               400 invalid_encoding
+├── Unauthorized                  401 unauthorized
 ├── RequestTimeout                408 request_timeout
 ├── TooLarge                      413
 │   ├── BodyTooLarge              413 body_too_large
 │   ├── ImageTooLarge             413 image_too_large
-│   └── BatchTooLarge             413 batch_too_large
+│   ├── BatchTooLarge             413 batch_too_large
+│   └── HeadTooLarge              431 head_too_large
 ├── UnsupportedMediaType          415 unsupported_media_type
 │   └── UnsupportedImageFormat    415 unsupported_image_format
 ├── InvalidRequest                422 invalid_request
 │   ├── InvalidBase64             422 invalid_base64
 │   ├── UndecodableImage          422 undecodable_image
 │   ├── PointOutOfBounds          422 region_out_of_bounds
-│   └── UrlsDisabled              422 urls_disabled
+│   ├── UrlsDisabled              422 urls_disabled
+│   ├── UrlRefused                422 url_refused
+│   └── UrlNotFetched             422 url_not_fetched
 ├── Overloaded                    429 overloaded, Retry-After
 └── Unavailable                   503, Retry-After
     ├── Draining                  503 draining
+    ├── TooManyConnections        503 too_many_connections
     └── DeadlineExceeded          503 deadline_exceeded
 
 `ModelError` stands apart: it stops the service at start and never reaches a client.
@@ -62,6 +69,12 @@ class ServiceError(Exception):
         }
 
 
+class InvalidHttp(ServiceError):
+    """Bytes that are no HTTP request."""
+
+    status, code = 400, "invalid_http"
+
+
 class InvalidJson(ServiceError):
     """The body is not a JSON object."""
 
@@ -74,8 +87,20 @@ class InvalidMultipart(ServiceError):
     status, code = 400, "invalid_multipart"
 
 
+class InvalidEncoding(ServiceError):
+    """A body that is not compressed as it says."""
+
+    status, code = 400, "invalid_encoding"
+
+
+class Unauthorized(ServiceError):
+    """A call without one of the API keys."""
+
+    status, code = 401, "unauthorized"
+
+
 class RequestTimeout(ServiceError):
-    """The body did not arrive in time."""
+    """Head or body did not arrive in time."""
 
     status, code = 408, "request_timeout"
 
@@ -93,7 +118,7 @@ class BodyTooLarge(TooLarge):
 
 
 class ImageTooLarge(TooLarge):
-    """More pixels than `max_image_pixels`, or a shape beyond `max_image_aspect`."""
+    """More pixels, frames or memory than an image may have, or a shape beyond the aspect."""
 
     code = "image_too_large"
 
@@ -102,6 +127,12 @@ class BatchTooLarge(TooLarge):
     """More images in one request than `max_images`."""
 
     code = "batch_too_large"
+
+
+class HeadTooLarge(TooLarge):
+    """More bytes before the body than `max_header_bytes`."""
+
+    status, code = 431, "head_too_large"
 
 
 class UnsupportedMediaType(ServiceError):
@@ -146,6 +177,18 @@ class UrlsDisabled(InvalidRequest):
     code = "urls_disabled"
 
 
+class UrlRefused(InvalidRequest):
+    """An address that this service does not go to."""
+
+    code = "url_refused"
+
+
+class UrlNotFetched(InvalidRequest):
+    """An address that gave no image."""
+
+    code = "url_not_fetched"
+
+
 class Overloaded(ServiceError):
     """The queue is full."""
 
@@ -162,6 +205,12 @@ class Draining(Unavailable):
     """Shutting down."""
 
     code = "draining"
+
+
+class TooManyConnections(Unavailable):
+    """More connections than `max_connections`."""
+
+    code = "too_many_connections"
 
 
 class DeadlineExceeded(Unavailable):

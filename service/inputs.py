@@ -10,20 +10,23 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from service.addresses import Address, Source
 from service.errors import (
     BatchTooLarge,
     InvalidBase64,
     InvalidJson,
     InvalidMultipart,
     InvalidRequest,
-    ServiceError,
     UndecodableImage,
     UnsupportedMediaType,
-    UrlsDisabled,
 )
 
 Fields = dict[str, Any]
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
+
+MAX_JSON_VALUES = 50_000
+"""Many more than any call has, counted before they are parsed: of `{},` Python makes 24 times its
+size."""
 
 MAX_FIELDS = 32
 """More options than any endpoint has."""
@@ -43,11 +46,11 @@ class Inputs(NamedTuple):
     """What a request holds.
 
     Attributes:
-        images: For each image its file's bytes, or why they could not be read.
+        images: For each image its file's bytes, its address, or why there is neither.
         fields: Options by name, not yet validated.
     """
 
-    images: list[bytes | ServiceError]
+    images: list[Source]
     fields: Fields
 
 
@@ -67,7 +70,6 @@ async def read_inputs(
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     fields = _once_each(request.query_params.multi_items())
-    _refuse_compressed(request)
     if kind == "multipart/form-data":
         images, more = await _read_multipart(request, max_images, names)
     else:
@@ -82,12 +84,7 @@ async def read_inputs(
 
 
 async def read_body(request: Request) -> bytes:
-    """Read a whole body, whatever its type.
-
-    Raises:
-        UnsupportedMediaType: if it is compressed.
-    """
-    _refuse_compressed(request)
+    """Read a whole body, whatever its type."""
     return b"".join([chunk async for chunk in request.stream()])
 
 
@@ -97,6 +94,10 @@ def read_object(body: bytes) -> Fields:
     Raises:
         InvalidJson: if the body is none.
     """
+    if len(body) > MAX_JSON_VALUES:  # else it cannot have so many
+        num_values = sum(body.count(mark) for mark in (b",", b"{", b"["))
+        if num_values > MAX_JSON_VALUES:
+            raise InvalidJson(f"the body has more than {MAX_JSON_VALUES} values or commas")
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -139,15 +140,9 @@ def _read_raw(body: bytes, kind: str) -> bytes:
     )
 
 
-def _refuse_compressed(request: Request) -> None:
-    """Refuse a compressed body."""
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaType("compressed bodies are not read; send it as it is")
-
-
 async def _read_multipart(
     request: Request, max_images: int, names: tuple[str, ...] | None
-) -> tuple[list[bytes | ServiceError], Fields]:
+) -> tuple[list[Source], Fields]:
     """Take the file parts of a form as images and the others as options."""
     parser = _MemoryParser(
         request.headers,
@@ -185,7 +180,7 @@ def _in_order(files: list[tuple[str, bytes]], names: tuple[str, ...]) -> list[tu
 
 def _read_json(
     body: bytes, max_images: int, names: tuple[str, ...] | None
-) -> tuple[list[bytes | ServiceError], Fields]:
+) -> tuple[list[Source], Fields]:
     """Take images and options from a JSON object."""
     fields = read_object(body)
     if names is None:
@@ -200,7 +195,7 @@ def _read_json(
     return read_sources(sources, max_images), fields
 
 
-def read_sources(sources: list[Any], max_images: int) -> list[bytes | ServiceError]:
+def read_sources(sources: list[Any], max_images: int) -> list[Source]:
     """Take images from a JSON list; what is wrong with one of them stands in its place.
 
     Args:
@@ -214,15 +209,15 @@ def read_sources(sources: list[Any], max_images: int) -> list[bytes | ServiceErr
     return [_read_source(source) for source in sources]
 
 
-def _read_source(source: object) -> bytes | ServiceError:
+def _read_source(source: object) -> Source:
     """Take one image of a JSON body; what is wrong with it concerns this image alone."""
     if not isinstance(source, dict) or len(source) != 1:
         return InvalidRequest('an image is {"base64": ...}, {"data_uri": ...} or {"url": ...}')
     ((form, text),) = source.items()
-    if form == "url":
-        return UrlsDisabled("this service fetches no addresses; send the image itself")
-    if form not in ("base64", "data_uri") or not isinstance(text, str):
+    if form not in ("base64", "data_uri", "url") or not isinstance(text, str):
         return InvalidRequest('an image is {"base64": ...}, {"data_uri": ...} or {"url": ...}')
+    if form == "url":
+        return Address(text)
     if form == "data_uri":
         prefix = DATA_URI.match(text)
         if prefix is None:

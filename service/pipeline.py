@@ -1,18 +1,24 @@
 """One request's images through decoding, batcher and engine: what is served, in one place."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
+from service.addresses import Address, Source, UrlRules
 from service.batcher import Batcher, Sizes
 from service.contract import ModelInfo, Output, PreprocessSpec
 from service.engine import Engine
-from service.errors import ServiceError
+from service.errors import ServiceError, UrlsDisabled
 from service.images import ImageLimits, decode
 from service.metrics import Metrics
 from service.preprocess import Fit, Preprocessed, least_side, preprocess
 from service.settings import Settings
 from service.tickets import Inferred, Prepare, Result
+
+Fetching = Callable[[Sequence[Source]], AbstractAsyncContextManager[list[bytes | ServiceError]]]
+"""Holds the files of images while a block runs, those given by address fetched."""
 
 
 class Batch(NamedTuple):
@@ -51,10 +57,12 @@ class Pipeline:
             self.metrics,
         )
         self.is_draining = False
+        self._one_at_a_time = threading.Lock()
+        self._fetching = _make_fetching(settings)
 
     async def infer(
         self,
-        images: Sequence[bytes | ServiceError],
+        images: Sequence[Source],
         outputs: Sequence[Output],
         fit: Fit,
         *,
@@ -63,7 +71,7 @@ class Pipeline:
         """Give a result for each image, in order.
 
         Args:
-            images: Files' bytes, or why there are none.
+            images: Files' bytes, their addresses, or why there is neither.
             outputs: What the engine is asked for.
             fit: What of the picture the model sees.
             keep_picture: Keep the decoded picture, for drawing on it.
@@ -77,9 +85,11 @@ class Pipeline:
             spec=self.info.preprocess,
             fit=fit,
             keep_picture=keep_picture,
+            one_at_a_time=self._one_at_a_time,
         )
-        prepares: list[Prepare] = [partial(decoding, image) for image in images]
-        results = await self.batcher.submit(prepares, outputs, self.settings.deadline_s)
+        async with self._fetching(images) as files:
+            prepares: list[Prepare] = [partial(decoding, file) for file in files]
+            results = await self.batcher.submit(prepares, outputs, self.settings.deadline_s)
         self.metrics.images.inc(sum(isinstance(result, Inferred) for result in results))
         return results
 
@@ -109,6 +119,33 @@ class Pipeline:
         return Batch(items, errors)
 
 
+def _make_fetching(settings: Settings) -> Fetching:
+    """Give what turns addresses into files, or refuses them where none are fetched."""
+    if not settings.fetch_urls:
+        return _refuse_addresses
+    from service.fetch import Fetcher  # who does not fetch need not load an HTTP client
+
+    rules = UrlRules(
+        schemes=settings.url_schemes,
+        hosts=settings.url_hosts,
+        networks=settings.url_networks,
+        timeout_s=settings.url_timeout_s,
+        max_bytes=settings.url_max_bytes,
+        max_redirects=settings.url_max_redirects,
+    )
+    return Fetcher(rules, max_bytes_held=settings.max_bodies_bytes).fetched
+
+
+def _refuse_addresses(
+    images: Sequence[Source],
+) -> AbstractAsyncContextManager[list[bytes | ServiceError]]:
+    """Put a refusal in the place of every address."""
+    refusal = "this service fetches no addresses; send the image itself"
+    return nullcontext(
+        [UrlsDisabled(refusal) if isinstance(image, Address) else image for image in images]
+    )
+
+
 def _decode(
     image: bytes | ServiceError,
     *,
@@ -116,10 +153,11 @@ def _decode(
     spec: PreprocessSpec,
     fit: Fit,
     keep_picture: bool,
+    one_at_a_time: AbstractContextManager[object],
 ) -> Preprocessed:
     """Decode one image to the model's pixels, in a worker thread."""
     if isinstance(image, ServiceError):
         raise image
-    decoded = decode(image, limits, least_side=least_side(spec))
+    decoded = decode(image, limits, least_side=least_side(spec), one_at_a_time=one_at_a_time)
     prepared = preprocess(decoded, spec, fit)
     return prepared._replace(picture=decoded.image) if keep_picture else prepared

@@ -70,6 +70,9 @@ async def correspond(request: Request) -> Response:
     limit = pipeline.settings.max_points
     if options.points is not None and not 1 <= len(options.points) <= limit:
         raise InvalidRequest(f"expected 1 to {limit} points", field="points", limit=limit)
+    limit = pipeline.settings.max_top_k
+    if options.top_k is not None and options.top_k > limit:
+        raise InvalidRequest(f"expected 1 to {limit}", field="top_k", limit=limit)
     results = await pipeline.infer(inputs.images, ["regions"], options.fit)
     batch = pipeline.settle(results, must_succeed=True)
     source, target = batch.items[0], batch.items[-1]

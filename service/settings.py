@@ -2,12 +2,19 @@
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    BeforeValidator,
+    Field,
+    IPvAnyNetwork,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.images import ImageLimits
+from service.images import FORMATS, ImageLimits
 
 DEFAULT_MODEL = Path(__file__).parent / "models" / "default.onnx"
 
@@ -15,12 +22,30 @@ EngineName = Literal["auto", "onnxruntime", "openvino"]
 Device = Literal["auto", "cuda", "cpu"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
+MIN_KEY_LENGTH = 16
+
+
+def _split(value: object) -> object:
+    """Read a list as the environment holds it, with commas between."""
+    if isinstance(value, str):
+        return tuple(word.strip() for word in value.split(",") if word.strip())
+    return value
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
+Networks = Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_split)]
+
 
 class Settings(BaseSettings):
     """Settings from keyword arguments or the environment; `max_images` is `ESVIT_MAX_IMAGES`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="ESVIT_", env_ignore_empty=True, extra="forbid", frozen=True
+        env_prefix="ESVIT_",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,  # it could be a key
     )
 
     model: Path = Field(DEFAULT_MODEL, description="model file, as trainer.export_onnx writes it")
@@ -33,20 +58,75 @@ class Settings(BaseSettings):
     threads: int = Field(0, ge=0, description="threads for inference and decoding; 0: the cores")
     max_batch: int = Field(0, ge=0, description="images a run of the engine; 0: the engine's best")
 
-    max_body_bytes: int = Field(20_000_000, ge=1, description="bytes of one request's body")
+    max_body_bytes: int = Field(
+        20_000_000, ge=1, description="bytes of one request's body, unpacked if it is compressed"
+    )
     max_bodies_bytes: int = Field(256_000_000, ge=1, description="bytes of all bodies held at once")
+    max_header_bytes: int = Field(65_536, ge=1024, description="bytes of one request's head")
     max_images: int = Field(64, ge=1, description="images in one request")
     max_image_pixels: int = Field(50_000_000, ge=1, description="width x height of one image")
     max_image_aspect: int = Field(200, ge=1, description="longer side / shorter side of one image")
-    image_formats: tuple[str, ...] = Field(("JPEG", "PNG", "WEBP"), description="Pillow's names")
+    max_image_frames: int = Field(
+        1000, ge=1, description="frames of an animation, of which the first is used"
+    )
+    max_decoded_bytes: int = Field(
+        100_000_000, ge=1, description="bytes of memory one image may take while it is decoded"
+    )
+    image_formats: Words = Field(
+        ("JPEG", "PNG", "WEBP"), description=f"accepted formats, of {', '.join(FORMATS)}"
+    )
     max_points: int = Field(1000, ge=1, description="points asked for in one /correspond")
+    max_top_k: int = Field(1000, ge=1, description="matches asked for by top_k in one /correspond")
     max_queue_images: int = Field(256, ge=1, description="images accepted and not yet answered")
+    max_calls: int = Field(512, ge=1, description="calls with a body under way at once")
+    max_connections: int = Field(900, ge=1, description="connections open at once")
     deadline_s: float = Field(30.0, gt=0, description="seconds until an accepted call is given up")
+    header_timeout_s: float = Field(10.0, gt=0, description="seconds for a request's head to come")
     body_timeout_s: float = Field(30.0, gt=0, description="seconds for a body to arrive")
+    send_timeout_s: float = Field(
+        30.0, gt=0, description="seconds a client may take nothing of its answer"
+    )
     shutdown_grace_s: int = Field(
         30, ge=1, description="seconds to finish accepted calls at the end"
     )
+
+    api_keys: Secrets = Field(
+        (), description="keys, one of which every call must bring; none: open"
+    )
+    api_keys_file: Path | None = Field(None, description="file with one key a line, in addition")
+    cors_origins: Words = Field((), description="origins whose pages may call, or *; none: no CORS")
+    docs: bool = Field(True, description="serve /docs and /openapi.json")
+
+    fetch_urls: bool = Field(False, description="read images given by address")
+    url_schemes: Words = Field(("https", "http"), description="schemes of addresses")
+    url_hosts: Words = Field(
+        (), description="hosts to fetch from, *.example.org, host:port; none: any public one"
+    )
+    url_networks: Networks = Field(
+        (), description="networks, such as 10.1.0.0/16, fetched from though they are not public"
+    )
+    url_timeout_s: float = Field(10.0, gt=0, description="seconds to fetch one image, in all")
+    url_max_bytes: int = Field(20_000_000, ge=1, description="bytes of one call's fetched images")
+    url_max_redirects: int = Field(3, ge=0, description="redirects followed, each one checked")
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="verbosity")
+    log_format: Literal["text", "json"] = Field("text", description="lines of text or of JSON")
+
+    @field_validator("image_formats")
+    @classmethod
+    def _formats_are_known(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        """Other formats of Pillow's start programs or hide their size."""
+        if not formats or not set(formats) <= set(FORMATS):
+            raise ValueError(f"expected some of {', '.join(FORMATS)}")
+        return formats
+
+    @field_validator("url_schemes")
+    @classmethod
+    def _schemes_are_known(cls, schemes: tuple[str, ...]) -> tuple[str, ...]:
+        """Nothing but HTTP is spoken."""
+        if not set(schemes) <= {"http", "https"}:
+            raise ValueError("expected http, https or both")
+        return schemes
 
     @model_validator(mode="after")
     def _queue_holds_a_request(self) -> Self:
@@ -57,6 +137,26 @@ class Settings(BaseSettings):
                 f"({self.max_images})"
             )
         return self
+
+    @model_validator(mode="after")
+    def _keys_can_be_used(self) -> Self:
+        """A key that is short can be guessed; a file that cannot be read must not open the door."""
+        if any(len(key) < MIN_KEY_LENGTH or not key.isascii() for key in self.keys()):
+            raise ValueError(f"an API key is ASCII of at least {MIN_KEY_LENGTH} characters")
+        if self.api_keys_file is not None and not self.keys():
+            raise ValueError("api_keys_file holds no key")
+        return self
+
+    def keys(self) -> tuple[str, ...]:
+        """Give the API keys of setting and file; none means that no key is asked for."""
+        keys = [key.get_secret_value() for key in self.api_keys]
+        if self.api_keys_file is not None:
+            try:
+                lines = self.api_keys_file.read_text().splitlines()
+            except (OSError, UnicodeError) as error:
+                raise ValueError("api_keys_file cannot be read") from error
+            keys += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        return tuple(keys)
 
     @property
     def num_threads(self) -> int:
@@ -73,20 +173,17 @@ class Settings(BaseSettings):
         return ImageLimits(
             max_pixels=self.max_image_pixels,
             max_aspect=self.max_image_aspect,
+            max_frames=self.max_image_frames,
+            max_decoded_bytes=self.max_decoded_bytes,
             formats=self.image_formats,
         )
 
     def limits(self) -> dict[str, int | float | tuple[str, ...]]:
-        """Give the limits that `/info` shows."""
-        names = (
-            "max_body_bytes",
-            "max_images",
-            "max_image_pixels",
-            "max_image_aspect",
-            "image_formats",
-            "max_points",
-            "max_queue_images",
-            "deadline_s",
-            "body_timeout_s",
-        )
+        """Give the limits that `/info` shows: all that refuse a call."""
+        names = [name for name in type(self).model_fields if name.startswith("max_")]
+        names.remove("max_batch")  # splits, never refuses
+        names += ["image_formats", "deadline_s", "header_timeout_s", "body_timeout_s"]
+        names += ["send_timeout_s"]
+        if self.fetch_urls:
+            names += ["url_schemes", "url_timeout_s", "url_max_bytes", "url_max_redirects"]
         return {name: getattr(self, name) for name in names}

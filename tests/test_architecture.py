@@ -9,7 +9,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OURS = {"esvit", "trainer", "service", "benchmarks", "tests"}
-SHARED = {"contract", "errors", "images", "parity", "preprocess", "resample"}
+SHARED = {
+    "colours",
+    "containers",
+    "contract",
+    "errors",
+    "images",
+    "parity",
+    "preprocess",
+    "resample",
+}
 """Modules of the service that the trainer may use: what is evaluated is what is served."""
 
 

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, Field
 
+from service.addresses import Source
 from service.encoding import encode_array, normalize, to_json
 from service.errors import InvalidRequest
 from service.inputs import read_body, read_object, read_options
@@ -71,7 +72,7 @@ async def models(request: Request) -> Response:
 
 
 async def embed(
-    pipeline: Pipeline, pictures: list[bytes], dimensions: int | None
+    pipeline: Pipeline, pictures: list[Source], dimensions: int | None
 ) -> list[NDArray[Any]]:
     """Give one L2-normalised float32 vector (C,) a picture, or its first so many dimensions.
 

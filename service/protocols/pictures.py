@@ -2,14 +2,15 @@
 
 from typing import Any
 
+from service.addresses import Source
 from service.errors import InvalidBase64, InvalidRequest, ServiceError
 from service.inputs import read_sources
 
 PICTURES_ONLY = "this model embeds pictures only, and this is neither a data URI nor base64"
 
 
-def read_pictures(items: list[Any], field: str, max_images: int) -> list[bytes]:
-    """Take the image files of a foreign call; one that is bad fails the call.
+def read_pictures(items: list[Any], field: str, max_images: int) -> list[Source]:
+    """Take the images of a foreign call; one that is bad fails the call.
 
     Args:
         items: Pictures as `as_source` knows them.
@@ -26,7 +27,7 @@ def read_pictures(items: list[Any], field: str, max_images: int) -> list[bytes]:
         except InvalidRequest as error:
             error.field = f"{field}[{index}]"
             raise
-    pictures = []
+    pictures: list[Source] = []
     for index, picture in enumerate(read_sources(sources, max_images)):
         if isinstance(picture, InvalidBase64) and "base64" in sources[index]:
             picture.message = PICTURES_ONLY

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 import httpx
 import uvicorn
-from starlette.types import ASGIApp
+from fastapi import FastAPI
+
+from service.__main__ import server_config
 
 
 class _Server(uvicorn.Server):
@@ -23,12 +25,10 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def serve(app: ASGIApp) -> Iterator[httpx.Client]:
-    """Serve an application while the block runs, and give a client of it."""
-    config = uvicorn.Config(
-        app, port=0, loop="uvloop", http="httptools", log_config=None, access_log=False
-    )
-    server = _Server(config)
+def serve(app: FastAPI) -> Iterator[httpx.Client]:
+    """Serve an application while the block runs as the command does, and give a client of it."""
+    settings = app.state.pipeline.settings.model_copy(update={"port": 0})
+    server = _Server(server_config(app, settings))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -8,7 +8,7 @@ from service.errors import BodyTooLarge, Overloaded, RequestTimeout
 from service.gate import BodyLimits, Gate
 from service.metrics import Metrics
 
-LIMITS = BodyLimits(max_bytes=100, max_bytes_held=250, timeout_s=20.0)
+LIMITS = BodyLimits(max_bytes=100, max_bytes_held=250, timeout_s=20.0, max_calls=3)
 
 
 class Client:

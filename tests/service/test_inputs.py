@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 
+from service.addresses import Address
 from service.errors import ServiceError
-from service.inputs import read_inputs, read_options
+from service.inputs import MAX_JSON_VALUES, read_inputs, read_options
 from service.schemas import CorrespondOptions
 from tests.service.pictures import jpeg, png, scene
 
@@ -78,10 +79,21 @@ def test_another_content_type_is_refused(content_type):
     assert (error.status, error.code) == (415, "unsupported_media_type")
 
 
-def test_a_compressed_body_is_refused():
-    error = refused(read, A, "image/jpeg", headers=[(b"content-encoding", b"gzip")])
-    assert error.status == 415
-    assert read(A, "image/jpeg", headers=[(b"content-encoding", b"identity")]).images == [A]
+def test_an_address_is_kept_for_who_fetches_it():
+    (address,) = read_json({"images": [{"url": "http://169.254.169.254/"}]}).images
+    assert isinstance(address, Address)
+    assert address == "http://169.254.169.254/"
+
+
+def test_json_of_very_many_values_is_refused_before_it_is_parsed():
+    def body(count):
+        return b'{"images": [' + b"{}," * count + b"{}]}"
+
+    fitting = (MAX_JSON_VALUES - 3) // 2  # a brace and a comma each, and three more
+    assert refused(read, body(fitting), "application/json").code == "batch_too_large"
+    error = refused(read, body(fitting + 1), "application/json")
+    assert error.code == "invalid_json"
+    assert "values" in error.message
 
 
 def test_json_images_come_in_order_in_both_forms():
@@ -105,8 +117,7 @@ def test_json_images_come_in_order_in_both_forms():
         ({"data_uri": "AAAA"}, "invalid_base64"),
         ({"data_uri": "data:text/html;base64,AAAA"}, "invalid_base64"),
         ({"data_uri": "data:image/png,AAAA"}, "invalid_base64"),
-        ({"url": "http://169.254.169.254/"}, "urls_disabled"),
-        ({"url": None}, "urls_disabled"),
+        ({"url": None}, "invalid_request"),
         ({"base64": None}, "invalid_request"),
         ({"base64": 3}, "invalid_request"),
         ({"bytes": "AAAA"}, "invalid_request"),

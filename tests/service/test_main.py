@@ -106,7 +106,11 @@ def test_an_engine_that_cannot_be_had_is_3(monkeypatch, capsys, model_path):
         ("ESVIT_DEVICE", "tpu", "setting device: "),
         ("ESVIT_MAX_IMAGES", "0", "setting max_images: "),
         ("ESVIT_DEADLINE_S", "-1", "setting deadline_s: "),
-        ("ESVIT_IMAGE_FORMATS", "JPEG", "image_formats"),
+        ("ESVIT_IMAGE_FORMATS", "JPEG,EPS", "setting image_formats: "),
+        ("ESVIT_API_KEYS", "too-short", "API key"),
+        ("ESVIT_API_KEYS_FILE", "/nowhere/keys", "api_keys_file cannot be read"),
+        ("ESVIT_URL_SCHEMES", "file", "setting url_schemes: "),
+        ("ESVIT_URL_NETWORKS", "10.0.0.300", "setting url_networks"),
     ],
 )
 def test_a_bad_setting_is_2_and_named(monkeypatch, capsys, variable, value, words):
@@ -114,6 +118,7 @@ def test_a_bad_setting_is_2_and_named(monkeypatch, capsys, variable, value, word
     assert run_main(monkeypatch) == 2
     error = capsys.readouterr().err
     assert words in error
+    assert "too-short" not in error
     assert error.count("\n") == 1
 
 

@@ -17,12 +17,12 @@ def test_defaults_are_those_that_the_documents_state():
 
 def test_every_setting_has_a_variable_of_its_name(monkeypatch):
     monkeypatch.setenv("ESVIT_MAX_IMAGES", "7")
-    monkeypatch.setenv("ESVIT_IMAGE_FORMATS", '["PNG"]')
+    monkeypatch.setenv("ESVIT_IMAGE_FORMATS", "PNG, WEBP")
     monkeypatch.setenv("ESVIT_MAX_IMAGE_ASPECT", "9")
     monkeypatch.setenv("ESVIT_THREADS", "3")
     settings = Settings()
     assert settings.max_images == 7
-    assert settings.image_limits == ImageLimits(max_aspect=9, formats=("PNG",))
+    assert settings.image_limits == ImageLimits(max_aspect=9, formats=("PNG", "WEBP"))
     assert settings.num_threads == 3
 
 

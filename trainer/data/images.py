@@ -16,8 +16,10 @@ from service.images import DecodedImage, ImageLimits, decode
 from trainer.data.files import UnreadableImage
 from trainer.data.sources import Source
 
-TRAINING_LIMITS = ImageLimits(formats=("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"))
-"""Own data may come in more formats than strangers' requests."""
+TRAINING_LIMITS = ImageLimits(
+    formats=("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"), max_decoded_bytes=400_000_000
+)
+"""Own data may come in more formats than strangers' requests, and be larger."""
 
 BAD = (ServiceError, UnreadableImage, FileNotFoundError, PermissionError, IsADirectoryError)
 """Faults of one image; any other OSError is the storage's, and after some patience ends the run."""

@@ -75,7 +75,7 @@ REFUSED = {
     "an unknown form": ([{"picture": TEXT}], "input[0]", "invalid_request"),
     "nothing": ([], None, "invalid_request"),
     "none": (None, "input[0]", "invalid_request"),
-    "an address": (["http://example.com/a.png"], "input[0]", "urls_disabled"),
+    "an address": (["http://example.com/a.png"], None, "urls_disabled"),
     "no image": ([URI, base64.b64encode(b"no").decode()], "input[1]", "undecodable_image"),
 }
 
