@@ -12,6 +12,7 @@ from typing import Annotated
 import tyro
 
 from trainer.monitor import set_up_logging
+from trainer.prepare.drawings import Drawings
 from trainer.prepare.elpv import Elpv
 from trainer.prepare.emoji import Emoji
 from trainer.prepare.fashion_mnist import FashionMnist
@@ -24,6 +25,7 @@ AnySet = (
     | Annotated[FashionMnist, tyro.conf.subcommand("fashion-mnist")]
     | Annotated[Elpv, tyro.conf.subcommand("elpv")]
     | Annotated[OpenClipart, tyro.conf.subcommand("openclipart")]
+    | Annotated[Drawings, tyro.conf.subcommand("drawings")]
     | Annotated[TorchvisionSet, tyro.conf.subcommand("torchvision")]
 )
 
