@@ -23,7 +23,7 @@ serve: .venv/serve  ## the service on 127.0.0.1:8000 with the default model; nee
 	$(BIN)/python -m service
 
 model: .venv/dev  ## make the default model again
-	$(BIN)/python -m trainer.export_onnx --untrained --arch swin_nano_w7 --seed 0 --out service/models/default.onnx
+	$(BIN)/python -m trainer.export_onnx --untrained --arch swin_nano_w8 --seed 0 --out service/models/default.onnx
 
 format: .venv/dev  ## format the sources
 	$(BIN)/ruff format $(SOURCES)

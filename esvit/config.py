@@ -1,8 +1,8 @@
 """What a name stands for: the table of backbones, and the numbers of a projection head.
 
 Rows of `BACKBONES` are the published configurations, as listed in the model zoo of the EsViT
-repository, and two `swin_nano` of ours, small enough for two cores: `w7` has the published stages
-and windows, `w8` is laid out for pictures of 64 px.
+repository, and `swin_nano_w8`, which is ours: laid out for pictures of 64 px, small enough to be
+trained on two cores.
 """
 
 from dataclasses import dataclass, replace
@@ -53,9 +53,6 @@ _VIL = (
 )
 
 BACKBONES: dict[str, BackboneConfig] = {
-    "swin_nano_w7": SwinConfig(
-        dim=32, depths=(2, 2, 2, 1), num_heads=(2, 4, 8, 16), mlp_ratio=3.0, drop_path=0.0
-    ),
     "swin_nano_w8": SwinConfig(
         dim=64, depths=(1, 2, 3), num_heads=(2, 4, 8), window=8, image_size=64, drop_path=0.0
     ),

@@ -100,7 +100,7 @@ def smoke(data: str, out: Path) -> PretrainConfig:
         recipe="smoke",
         crops=CropsConfig(global_size=64, local_sizes=(32,), num_local=2),
         model=ModelConfig(
-            arch="swin_nano_w7",
+            arch="swin_nano_w8",
             head=HeadConfig(
                 num_prototypes=64, hidden_dim=32, bottleneck_dim=16, norm_last_layer=False
             ),

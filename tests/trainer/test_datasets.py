@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.trainer.pictures import names, picture, write_tar
 from trainer.datasets import main
-from trainer.prepare import elpv, emoji
+from trainer.prepare import drawings, elpv, emoji, fashion_mnist, openclipart
 from trainer.prepare.packages import integrity
 from trainer.prepare.torchvision_set import class_folders, to_png
 
@@ -326,3 +326,49 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(emoji, "fetch", stop)
     assert run("emoji", "--out", tmp_path / "e") == 130
     assert names(tmp_path) == []
+
+
+@pytest.fixture
+def drawings_cache(emoji_cache, idx_folder, tmp_path, monkeypatch):
+    """The archives of what the model that ships learnt from."""
+    folder = tmp_path / "openclipart"
+    monkeypatch.setattr(openclipart, "INSTALLED", folder)
+    monkeypatch.setattr(fashion_mnist, "INSTALLED", idx_folder)
+    monkeypatch.setattr(drawings, "CLOTHES_ONE_IN", 2)
+    for name, data in {
+        "food/pie.png": png(300, 200),
+        "food/copy.png": png(300, 200),
+        "food/damaged.png": png(300, 200)[:20],
+        "signs/narrow.png": png(200, 40),
+        "signs/tiny.png": png(20, 20),
+        "signs/icon.png": png(64, 48),
+    }.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return emoji_cache
+
+
+def png(width, height):
+    buffer = io.BytesIO()
+    Image.new("RGBA", (width, height), (200, 10, 10, 128)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_drawings_are_those_that_may_be_used_and_are_worth_seeing(tmp_path, drawings_cache):
+    out = tmp_path / "drawings"
+    assert run("drawings", "--out", out, "--cache", drawings_cache) == 0
+    sizes = set()
+    for row in rows(out):
+        with Image.open(out / row["path"]) as image:
+            sizes |= {image.size} if row["label"] == "clip-art" else set()
+    assert sizes == {(160, 107), (64, 48)}
+    toned = [row for row in rows(out) if row["variant"] and row["concept"] == "1f44b"]
+    assert {(row["vendor"], row["label"]) for row in toned} == {
+        ("google", "emoji"), ("twitter", "emoji"),
+    }  # fmt: skip
+    assert len({row["variant"] for row in toned}) == 1
+    clothes = [row for row in rows(out) if row["label"] == "clothes"]
+    assert 0 < len(clothes) < 6
+    assert {row["split"] for row in clothes} == {"train"}
+    assert {"Apache-2.0", "CC-BY-4.0", "CC-PDDC", "MIT"} == {row["licence"] for row in rows(out)}

@@ -150,13 +150,13 @@ def test_file_that_differs_is_not_written(model_path, tmp_path, checkpoint, caps
 
 def test_untrained_says_so_and_follows_the_seed(tmp_path):
     def source(seed):
-        args = {"untrained": True, "arch": "swin_nano_w7", "out": tmp_path / "x", "seed": seed}
+        args = {"untrained": True, "arch": "swin_nano_w8", "out": tmp_path / "x", "seed": seed}
         return load(ExportConfig(**args))
 
     first, again, other = source(0), source(0), source(1)
     assert (first.arch, first.name, first.training) == (
-        "swin_nano_w7",
-        "swin_nano_w7-untrained",
+        "swin_nano_w8",
+        "swin_nano_w8-untrained",
         None,
     )
     assert digest(first.backbone.state_dict()) == digest(again.backbone.state_dict())
@@ -178,15 +178,15 @@ def test_own_weights_bring_their_provenance(tmp_path, tiny_backbone):
     [
         ([], "give either --checkpoint or --untrained"),
         (["--untrained", "--checkpoint", "x.pth"], "give either --checkpoint or --untrained"),
-        (["--untrained"], "--untrained needs --arch, one of swin_nano_w7, swin_tiny_w7"),
+        (["--untrained"], "--untrained needs --arch, one of swin_nano_w8, swin_tiny_w7"),
         (["--untrained", "--arch", "swin_huge"], "backbone is 'swin_huge', expected one of swin_n"),
         (["--checkpoint", "none.pth"], "none.pth: no such file"),
         (["--checkpoint", "cut.pth"], "cut.pth: not a readable checkpoint"),
         (["--checkpoint", "tiny.pth", "--arch", "swin_tiny_w7"], "holds swin, not swin_tiny_w7"),
-        (["--untrained", "--arch", "swin_nano_w7", "--image-size", "31"], "image size is 31"),
-        (["--untrained", "--arch", "swin_nano_w7", "--image-size", "9999"], "expected 32 to 1024"),
-        (["--untrained", "--arch", "swin_nano_w7", "--out", "no/model.onnx"], "cannot be written"),
-        (["--untrained", "--arch", "swin_nano_w7", "--out", "."], "cannot be written"),
+        (["--untrained", "--arch", "swin_nano_w8", "--image-size", "31"], "image size is 31"),
+        (["--untrained", "--arch", "swin_nano_w8", "--image-size", "9999"], "expected 32 to 1024"),
+        (["--untrained", "--arch", "swin_nano_w8", "--out", "no/model.onnx"], "cannot be written"),
+        (["--untrained", "--arch", "swin_nano_w8", "--out", "."], "cannot be written"),
     ],
 )
 def test_impossible_request_ends_in_one_line(

@@ -46,5 +46,5 @@ def test_every_recipe_is_told_by_its_name_and_its_docstring():
 
 
 def test_recipes_of_small_machines_see_small_views():
-    assert [spec.size for spec in recipe("nano").crops.specs] == [112] * 2 + [56] * 4
+    assert [spec.size for spec in recipe("nano").crops.specs] == [64] * 2 + [32] * 4
     assert max(spec.size for spec in recipe("smoke").crops.specs) == 64
