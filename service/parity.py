@@ -34,6 +34,8 @@ def least_cosines(
 
 def _least_cosine(values: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
     """Give the lowest cosine of any two vectors along the last axis; -1 for NaN and overflow."""
+    if not values.size:  # attention of a network that has none
+        return 1.0
     left, right = values.astype(np.float64), reference.astype(np.float64)
     if not np.isfinite(left).all():
         return -1.0

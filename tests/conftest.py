@@ -15,7 +15,7 @@ from esvit.backbones import (
 )
 
 TINY = SwinConfig(dim=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), drop_path=0.0)
-TINY_VIT = ViTConfig(dim=12, depth=3, num_heads=2, image_size=64, drop_path=0.0)
+TINY_VIT = ViTConfig(dim=12, depth=4, num_heads=2, image_size=64, drop_path=0.0)
 TINY_CVT = CvTConfig(dims=(4, 8), depths=(1, 2), num_heads=(1, 2), drop_path=0.0)
 TINY_VIL = ViLConfig(
     dims=(4, 8, 12),

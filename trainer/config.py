@@ -4,7 +4,7 @@ The defaults are those of the published Swin-T run; `recipes.py` has the other r
 line is made from these classes, so their docstrings are its help.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -103,9 +103,9 @@ class ModelConfig:
     head: HeadConfig = field(default_factory=lambda: HeadConfig(norm_last_layer=False))
 
     def __post_init__(self) -> None:
-        backbone_config(self.arch)
-        if self.drop_path is not None and not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path is {self.drop_path}, expected [0, 1)")
+        backbone = backbone_config(self.arch)
+        if self.drop_path is not None:
+            replace(backbone, drop_path=self.drop_path)  # it says what is wrong with it
 
 
 @dataclass(frozen=True, kw_only=True)

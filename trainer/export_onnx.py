@@ -202,7 +202,7 @@ def _comparison(
 ) -> Comparison:
     """Measure the largest difference and the smallest cosine along the last axis."""
     cosine = least_cosines({output: actual}, {output: expected})[output]
-    return Comparison(batch, output, float(np.abs(actual - expected).max()), cosine)
+    return Comparison(batch, output, float(np.abs(actual - expected).max(initial=0.0)), cosine)
 
 
 def _photographs(spec: PreprocessSpec, count: int) -> NDArray[np.uint8]:

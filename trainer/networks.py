@@ -3,6 +3,7 @@
 Student and teacher begin equal. Which backbone they hold is decided by the config's name alone.
 """
 
+import logging
 import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from esvit.backbones import BackboneConfig, build
 from esvit.config import HeadConfig
@@ -20,6 +22,7 @@ from esvit.loss import Loss
 from esvit.model import EsViT
 from esvit.teacher import start_teacher
 from esvit.weights import Weights, read_centers, read_weights
+from trainer import distributed
 from trainer.checkpoint import load_latest
 from trainer.config import LossConfig, PretrainConfig
 from trainer.optim import make_optimizer
@@ -31,6 +34,8 @@ from trainer.run_state import (
     optimizer_tensors,
 )
 from trainer.step import TrainState
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 """Where a run's folder has them."""
@@ -52,7 +57,7 @@ def build_state(config: PretrainConfig, device: torch.device) -> TrainState:
     student = _network(student_backbone, head, has_regions=has_regions)
     teacher = _network(replace(backbone, drop_path=0.0), head, has_regions=has_regions)
     start_teacher(teacher, student)
-    student.to(device), teacher.to(device)
+    student, teacher = (_sharing_statistics(network.to(device)) for network in (student, teacher))
     return TrainState(
         student=student,
         teacher=teacher,
@@ -153,6 +158,18 @@ def _network(backbone: BackboneConfig, head: HeadConfig, *, has_regions: bool) -
     built = build(backbone)
     view_head = ProjectionHead(built.dim, head)
     return EsViT(built, view_head, ProjectionHead(built.dim, head) if has_regions else None)
+
+
+def _sharing_statistics(network: EsViT) -> EsViT:
+    """Let batch norms see the images of all processes, as published; torch does so on CUDA only."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    if not norms or distributed.world_size() == 1:
+        return network
+    if next(network.parameters()).device.type != "cuda":
+        logger.warning("batch norms see the images of one process each: shared on CUDA only")
+        return network
+    shared: EsViT = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return shared
 
 
 def _loss(config: LossConfig, num_prototypes: int) -> Loss:

@@ -45,7 +45,8 @@ class Pixels2Outputs(nn.Module):
     def forward(self, pixels: Tensor) -> AllOutputs:
         """Map (B, H, W, 3) uint8 to the outputs of the model-file contract, in its order."""
         images = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        return self.backbone.all_outputs(images, NUM_LAST_BLOCKS)
+        num_last = min(NUM_LAST_BLOCKS, self.backbone.num_blocks)
+        return self.backbone.all_outputs(images, num_last)
 
 
 def trace(graph: Pixels2Outputs, side: int) -> onnx.ModelProto:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from esvit.loss import Loss, Losses
 from esvit.model import Projections
@@ -110,6 +111,8 @@ def train_step(
         config: How a step is done.
     """
     values = schedule.at(schedule_config, state.step)
+    statistics = _batch_statistics(state.student, state.teacher)
+    before = [buffer.clone() for buffer in statistics]
     set_schedule(state.optimizer, lr=values.lr, weight_decay=values.weight_decay)
     state.optimizer.zero_grad(set_to_none=True)
     teacher_parts, losses = _accumulate(state, parts, values.teacher_temperature, config)
@@ -120,6 +123,8 @@ def train_step(
     if not report.is_finite:
         state.num_skipped += 1
         state.num_skipped_in_a_row += 1
+        for buffer, value in zip(statistics, before, strict=True):
+            buffer.copy_(value)
         return report
     state.num_skipped_in_a_row = 0
     if (state.step - 1) // schedule_config.steps_per_epoch < config.freeze_epochs:
@@ -128,6 +133,13 @@ def train_step(
     update_teacher(state.teacher, state.student, values.momentum)
     state.loss.update_centers(*teacher_parts)
     return report
+
+
+def _batch_statistics(*networks: nn.Module) -> list[Tensor]:
+    """List what forward passes change besides the step: running statistics of batch norms."""
+    modules = (module for network in networks for module in network.modules())
+    norms = (module for module in modules if isinstance(module, _BatchNorm))
+    return [buffer for norm in norms for buffer in norm.buffers()]
 
 
 def _accumulate(

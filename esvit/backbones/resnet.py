@@ -111,7 +111,7 @@ class ResNet(Backbone):
     def attention(self, images: Tensor) -> Tensor:
         """Give (B, 0, L, L), for there are no heads."""
         rows, columns = self.grid(*images.shape[2:])
-        return images.new_empty(len(images), 0, rows * columns, rows * columns)
+        return images.new_zeros(images.shape[0], 0, rows * columns, rows * columns)
 
     def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
         """Give each stage's map (B, C, H, W), finest first."""

@@ -13,6 +13,8 @@ PUBLISHED = {
     "swin-small-w14": (32, 16, 180, False),
     "swin-base-w7": (16, 32, 200, False),
     "swin-base-w14": (64, 8, 200, True),
+    "deit-small-p16": (16, 64, 0, False),
+    "resnet50": (16, 64, 200, False),
 }
 
 
@@ -26,16 +28,18 @@ def test_published_runs(name):
     gpus, images, region_epoch, norm_last_layer = PUBLISHED[name]
     assert config.recipe == name
     assert config.model.arch == name.replace("-", "_")
-    assert config.optim.batch == gpus * images == 512
+    assert config.optim.batch == gpus * images
     assert config.compute.images_per_pass == images
     assert config.init_epoch == region_epoch
     assert config.model.head.norm_last_layer is norm_last_layer
     assert config.model.head.num_prototypes == 65536
-    assert (config.loss.view_weight, config.loss.region_weight) == (0.5, 0.5)
+    is_vit = name.startswith("deit")  # the paper has it with the view task alone
+    weights = (1.0, 0.0) if is_vit else (0.5, 0.5)
+    assert (config.loss.view_weight, config.loss.region_weight) == weights
     plan = config.schedule
     assert (plan.epochs, plan.warmup_epochs, plan.warmup_teacher_epochs) == (300, 10, 30)
     assert (plan.weight_decay, plan.final_weight_decay, plan.momentum) == (0.04, 0.4, 0.996)
-    assert peak_lr(config.optim.base_lr, config.optim.batch) == pytest.approx(1e-3)
+    assert peak_lr(config.optim.base_lr, config.optim.batch) == pytest.approx(gpus * images / 512e3)
 
 
 def test_every_recipe_is_told_by_its_name_and_its_docstring():
