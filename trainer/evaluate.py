@@ -15,14 +15,16 @@ import tyro
 from rich.console import Console
 
 from trainer.evaluation.classify import measure_knn
-from trainer.evaluation.config import CorrespondenceConfig, KnnConfig, RetrievalConfig
+from trainer.evaluation.config import CorrespondenceConfig, KnnConfig, LinearConfig, RetrievalConfig
 from trainer.evaluation.correspondence import measure_correspondence
 from trainer.evaluation.frozen import open_subject
+from trainer.evaluation.linear import measure_linear
 from trainer.evaluation.retrieval import measure_retrieval
 from trainer.monitor import set_up_logging
 
 Config = (
     Annotated[KnnConfig, tyro.conf.subcommand("knn")]
+    | Annotated[LinearConfig, tyro.conf.subcommand("linear")]
     | Annotated[RetrievalConfig, tyro.conf.subcommand("retrieval")]
     | Annotated[CorrespondenceConfig, tyro.conf.subcommand("correspondence")]
 )
@@ -40,6 +42,8 @@ def measure(config: Config, console: Console) -> dict[str, Any]:  # JSON
     match config:
         case KnnConfig():
             found = measure_knn(config, subject)
+        case LinearConfig():
+            found = measure_linear(config, subject)
         case RetrievalConfig():
             found = measure_retrieval(config, subject)
         case CorrespondenceConfig():

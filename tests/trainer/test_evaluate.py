@@ -78,6 +78,19 @@ def test_retrieval_and_correspondence(run, data):
     assert json.loads(out)["images"] == 6
 
 
+def test_linear(run, data):
+    options = ("--epochs", 3, "--base-lr", 0.1, 1.0)
+    code, out, _ = run("linear", "--data", data, *options)
+    assert code == 0
+    answer = json.loads(out)
+    assert answer["features"] == 4 * 64  # two blocks of each of the last two stages
+    assert [run["base_lr"] for run in answer["sgd"]["runs"]] == [0.1, 1.0]
+    assert 0 <= answer["lbfgs"]["accuracy"] <= 1
+    alone = json.loads(run("linear", "--data", data, "--method", "lbfgs")[1])
+    assert alone["lbfgs"] == answer["lbfgs"]
+    assert "sgd" not in alone
+
+
 def test_model_file_is_measured_too(data, model_path, capsys):
     options = ["--model", str(model_path), "--num-workers", "0", "--no-use-cache"]
     assert evaluate.main(["knn", "--data", str(data), *options]) == 0

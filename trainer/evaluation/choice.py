@@ -4,12 +4,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.data.sources import Source, is_stream, open_source
+from trainer.evaluation.columns import check_column, read_records
 from trainer.evaluation.config import ImagesConfig
 
 logger = logging.getLogger(__name__)
@@ -57,48 +59,67 @@ class Split:
     """Labelled images to learn from and to be asked about.
 
     Attributes:
-        train: To learn from; all have a class.
-        train_labels: (M,) int64, into `classes`.
-        test: To be asked about; all have a class of `classes`.
-        test_labels: (N,) int64.
-        classes: Names.
+        train: To learn from.
+        train_targets: (M,) int64, into `classes`; or (M, K) bool, if an image has any number of
+            them.
+        test: To be asked about.
+        test_targets: (N,) int64 or (N, K) bool.
+        classes: K names.
         unknown: How many test images were left out because their class is not in training.
     """
 
     train: Chosen
-    train_labels: Tensor
+    train_targets: Tensor
     test: Chosen
-    test_labels: Tensor
+    test_targets: Tensor
     classes: tuple[str, ...]
     unknown: int
 
 
-def open_split(config: ImagesConfig, test: str | None) -> Split:
+class Labels(NamedTuple):
+    """Where the classes of images are found.
+
+    Attributes:
+        column: Of the manifest, or one that every image has.
+        are_many: Whether an image has any number of them, separated by semicolons.
+    """
+
+    column: str = "class"
+    are_many: bool = False
+
+
+def open_split(config: ImagesConfig, test: str | None, labels: Labels) -> Split:
     """Open labelled images for training and test.
 
     Args:
         config: `data` names the training images, or without `test` a folder that holds both.
         test: The test images.
+        labels: Where their classes are found.
 
     Raises:
         FileNotFoundError: if one of them is not there.
         ValueError: if they have fewer than two classes, or none in common.
     """
     train_path, test_path = (config.data, test) if test else _parts(config.data)
-    sources = open_images(train_path), open_images(test_path)
-    for path, source in zip((train_path, test_path), sources, strict=True):
-        if not source.index.classes:
-            raise ValueError(f"{path} needs labels: a folder for each of at least two classes")
-    classes = sources[0].index.classes
+    train, train_names = _named(train_path, config, labels)
+    asked, test_names = _named(test_path, config, labels)
+    classes = _sorted({name for names in train_names for name in names})
+    if len(classes) < 2:
+        raise ValueError(f"{train_path} needs labels: a folder for each of at least two classes")
     numbers = {name: number for number, name in enumerate(classes)}
-    train, train_labels = _labelled(choose(sources[0], config), numbers)
-    test_images, test_labels = _labelled(choose(sources[1], config), numbers)
-    if not len(test_images):
+    known = [i for i, names in enumerate(test_names) if labels.are_many or names[0] in numbers]
+    if not known or not any(name in numbers for names in test_names for name in names):
         raise ValueError(f"{test_path} has no class of {train_path}")
-    unknown = len(choose(sources[1], config)) - len(test_images)
-    if unknown:
-        logger.warning("%d test images are of no class in training and left out", unknown)
-    return Split(train, train_labels, test_images, test_labels, classes, unknown)
+    if len(known) < len(asked):
+        logger.warning("%d test images are of no class in training", len(asked) - len(known))
+    return Split(
+        train=train,
+        train_targets=_targets(train_names, numbers, labels),
+        test=Chosen(asked.source, [asked.indices[i] for i in known]),
+        test_targets=_targets([test_names[i] for i in known], numbers, labels),
+        classes=classes,
+        unknown=len(asked) - len(known),
+    )
 
 
 def _parts(data: str) -> tuple[str, str]:
@@ -112,9 +133,34 @@ def _parts(data: str) -> tuple[str, str]:
     raise ValueError(f"{data} has no folders train and val; name the images to ask about by --test")
 
 
-def _labelled(images: Chosen, numbers: Mapping[str, int]) -> tuple[Chosen, Tensor]:
-    """Keep the images whose class has a number, and give the numbers."""
-    names = [*images.source.index.classes, ""]  # the label -1 of an image without class finds ""
-    labels = [numbers.get(names[images.source.label(i)], -1) for i in images.indices]
-    kept = [i for i, label in zip(images.indices, labels, strict=True) if label >= 0]
-    return Chosen(images.source, kept), torch.tensor([x for x in labels if x >= 0])
+def _named(path: str, config: ImagesConfig, labels: Labels) -> tuple[Chosen, list[list[str]]]:
+    """Choose images of a path and give the names of their classes; those without are left out."""
+    source = open_images(path)
+    images = choose(source, config)
+    if labels.column == "class":  # which needs no manifest
+        names = [*source.index.classes, ""]  # the label -1 of an image without class finds ""
+        texts = [names[source.label(i)] for i in images.indices]
+    else:
+        records = read_records(path, source)
+        check_column(records, labels.column)
+        texts = [records[i][labels.column] for i in images.indices]
+    if labels.are_many:
+        return images, [[name for name in text.split(";") if name] for text in texts]
+    kept = [i for i, text in zip(images.indices, texts, strict=True) if text]
+    return Chosen(source, kept), [[text] for text in texts if text]
+
+
+def _targets(names: Sequence[Sequence[str]], numbers: Mapping[str, int], labels: Labels) -> Tensor:
+    """Turn names into (N,) numbers, or (N, K) bools of those that have a number."""
+    if not labels.are_many:
+        return torch.tensor([numbers[name] for (name,) in names])
+    targets = torch.zeros(len(names), len(numbers), dtype=torch.bool)
+    for row, some in zip(targets, names, strict=True):
+        row[[numbers[name] for name in some if name in numbers]] = True
+    return targets
+
+
+def _sorted(names: set[str]) -> tuple[str, ...]:
+    """Sort names, numbers by value."""
+    numeric = all(name.isdecimal() for name in names)
+    return tuple(sorted(names, key=int) if numeric else sorted(names))

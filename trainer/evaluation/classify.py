@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.evaluation.choice import open_split
+from trainer.evaluation.choice import Labels, open_split
 from trainer.evaluation.config import KnnConfig
 from trainer.evaluation.features import Rows
 from trainer.evaluation.knn import neighbours, vote
@@ -38,11 +38,11 @@ def measure_knn(config: KnnConfig, subject: Subject) -> dict[str, Any]:  # JSON
         ValueError: if they have no labels, or none can be read.
     """
     check(config)
-    split = open_split(config, config.test)
+    split = open_split(config, config.test, Labels(config.labels))
     bank = subject.features(split.train, "embedding", name="train")
     queries = subject.features(split.test, "embedding", name="test")
-    bank_labels = split.train_labels[bank.positions]
-    labels = split.test_labels[queries.positions]
+    bank_labels = split.train_targets[bank.positions]
+    labels = split.test_targets[queries.positions]
     votes = collect_votes(bank, bank_labels, queries, len(split.classes), config)
     return {
         "train_images": len(bank),

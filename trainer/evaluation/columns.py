@@ -1,7 +1,7 @@
 """What is known of images beside their pixels: columns of a manifest, and their names.
 
 A manifest is a file `manifest.csv` with a column `path`, relative to its folder, as
-`trainer.datasets` writes it.
+`trainer.datasets` writes it; it lies in the folder of the images or in the one above.
 """
 
 import csv
@@ -60,14 +60,18 @@ def read_records(path: str, source: Source) -> list[Record]:
         ValueError: if the manifest is unreadable or lacks an image.
     """
     own: list[Record] = [_own(source, i) for i in range(len(source))]
-    manifest = Path(path) / MANIFEST
-    if not manifest.is_file():
-        return own
-    rows = _read_manifest(manifest)
-    missing = next((r["path"] for r in own if r["path"] not in rows), None)
-    if missing is not None:
-        raise ValueError(f"{manifest} has no line for {missing}")
-    return [{**record, **rows[record["path"]]} for record in own]
+    folder = Path(path)
+    for manifest, prefix in (
+        (folder / MANIFEST, ""),
+        (folder.parent / MANIFEST, f"{folder.resolve().name}/"),
+    ):
+        if manifest.is_file():
+            rows = _read_manifest(manifest)
+            missing = next((r["path"] for r in own if prefix + r["path"] not in rows), None)
+            if missing is not None:
+                raise ValueError(f"{manifest} has no line for {prefix}{missing}")
+            return [{**record, **rows[prefix + record["path"]]} for record in own]
+    return own
 
 
 def check_column(records: Sequence[Record], column: str) -> None:

@@ -72,13 +72,44 @@ class KnnConfig(ImagesConfig):
 
     Attributes:
         test: The images to classify; `--data` is then the labelled ones alone.
+        labels: Column that has the classes: `class` is the top-level folder, others are those of
+            `manifest.csv`, found by its column `path`.
         k: Numbers of neighbours that vote.
         temperature: Divides the cosines in the votes' exponent.
     """
 
     test: str | None = None
+    labels: str = "class"
     k: tuple[int, ...] = (10, 20, 100, 200)
     temperature: float = TEMPERATURE
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearConfig(ImagesConfig):
+    """Train a linear classifier on the last four blocks of the frozen network.
+
+    Data: as for k-NN. Features are of centre crops, worked out once.
+
+    Attributes:
+        test: The images to classify; `--data` is then the training images alone.
+        labels: As for k-NN.
+        multi_label: Whether an image has any number of classes, separated by semicolons in the
+            column of `labels`.
+        method: The published SGD; L-BFGS with a search for the L2 penalty; or both.
+        base_lr: Learning rates of SGD for a batch of 256; each has a classifier of its own.
+        epochs: Of SGD.
+        sgd_batch: Images of an update.
+        validation: Share of the training images that the search is judged by.
+    """
+
+    test: str | None = None
+    labels: str = "class"
+    multi_label: bool = False
+    method: Literal["both", "sgd", "lbfgs"] = "both"
+    base_lr: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
+    epochs: int = 100
+    sgd_batch: int = 1024
+    validation: float = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,17 @@ class Rows:
         """Give (M, D) in memory."""
         return torch.cat(self.parts)
 
+    def take(self, places: Tensor) -> Tensor:
+        """Give some of the M rows in memory, in the order of their places (n,) int64."""
+        ends = torch.tensor([len(part) for part in self.parts]).cumsum(0)
+        taken = torch.empty(len(places), self.parts[0].shape[1])
+        parts = torch.bucketize(places, ends, right=True)
+        for number in sorted(set(parts.tolist())):
+            chosen = parts == number
+            first = int(ends[number]) - len(self.parts[number])
+            taken[chosen] = self.parts[number][places[chosen] - first]
+        return taken
+
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
@@ -170,7 +181,8 @@ def _make(
     """Work the parts out one after the other, with a progress bar."""
     batches = [batch for positions in ranges for batch in in_batches(positions, how.batch)]
     loaded = load_squares(dataset, batches, how.loader)
-    with contextlib.closing(loaded), _progress(how.console, name, ranges) as advance:
+    total = sum(len(positions) for positions in ranges)
+    with contextlib.closing(loaded), show_progress(how.console, name, total) as advance:
         for positions in ranges:
             made = []
             for batch in in_batches(positions, how.batch):
@@ -184,11 +196,20 @@ def _make(
 
 
 @contextlib.contextmanager
-def _progress(
-    console: Console, name: str, ranges: Sequence[range]
+def show_progress(
+    console: Console, name: str, total: int, unit: str = "images"
 ) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal, else say every half minute how far it is."""
-    total = sum(len(positions) for positions in ranges)
+    """Show a bar on a terminal, else say every half minute how far it is.
+
+    Args:
+        console: Where.
+        name: What of.
+        total: How many there are to be.
+        unit: Of what.
+
+    Yields:
+        A function that is told how many more are done.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
     task = bar.add_task(name, total=total)
@@ -200,7 +221,7 @@ def _progress(
         bar.advance(task, count)
         if not console.is_terminal and time.monotonic() - said > _SAY_EVERY_S:
             said = time.monotonic()
-            logger.info("%s: %d of %d images", name, done, total)
+            logger.info("%s: %d of %d %s", name, done, total, unit)
 
     if console.is_terminal and total:
         with bar:
