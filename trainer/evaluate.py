@@ -15,11 +15,18 @@ import tyro
 from rich.console import Console
 
 from trainer.evaluation.classify import measure_knn
-from trainer.evaluation.config import CorrespondenceConfig, KnnConfig, LinearConfig, RetrievalConfig
+from trainer.evaluation.config import (
+    CorrespondenceConfig,
+    KnnConfig,
+    LinearConfig,
+    RetrievalConfig,
+    ThroughputConfig,
+)
 from trainer.evaluation.correspondence import measure_correspondence
 from trainer.evaluation.frozen import open_subject
 from trainer.evaluation.linear import measure_linear
 from trainer.evaluation.retrieval import measure_retrieval
+from trainer.evaluation.throughput import measure_throughput
 from trainer.monitor import set_up_logging
 
 Config = (
@@ -27,6 +34,7 @@ Config = (
     | Annotated[LinearConfig, tyro.conf.subcommand("linear")]
     | Annotated[RetrievalConfig, tyro.conf.subcommand("retrieval")]
     | Annotated[CorrespondenceConfig, tyro.conf.subcommand("correspondence")]
+    | Annotated[ThroughputConfig, tyro.conf.subcommand("throughput")]
 )
 
 
@@ -38,6 +46,8 @@ def measure(config: Config, console: Console) -> dict[str, Any]:  # JSON
         ValueError: if the request cannot be met.
         OSError: if the cache cannot be written.
     """
+    if isinstance(config, ThroughputConfig):
+        return measure_throughput(config, console)
     subject = open_subject(config, console)
     match config:
         case KnnConfig():

@@ -1,7 +1,9 @@
 import json
 
 import pytest
+import torch
 
+from esvit.weights import read_weights
 from tests.trainer.pictures import fill_folder
 from trainer import evaluate
 from trainer.evaluation.config import default_cache
@@ -78,12 +80,14 @@ def test_retrieval_and_correspondence(run, data):
     assert json.loads(out)["images"] == 6
 
 
-def test_linear(run, data):
+def test_linear(run, data, reference):
     options = ("--epochs", 3, "--base-lr", 0.1, 1.0)
     code, out, _ = run("linear", "--data", data, *options)
     assert code == 0
     answer = json.loads(out)
-    assert answer["features"] == 4 * 64  # two blocks of each of the last two stages
+    backbone = read_weights(reference / "checkpoint_tiny.pth").build_backbone()
+    blocks = backbone.last_blocks(torch.zeros(1, 3, 64, 64), 4)
+    assert answer["features"] == blocks.shape[1]
     assert [run["base_lr"] for run in answer["sgd"]["runs"]] == [0.1, 1.0]
     assert 0 <= answer["lbfgs"]["accuracy"] <= 1
     alone = json.loads(run("linear", "--data", data, "--method", "lbfgs")[1])
@@ -137,3 +141,28 @@ def test_cache_lies_where_the_system_keeps_such_things(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_cache() == tmp_path / ".cache" / "esvit" / "features"
+
+
+@pytest.mark.slow  # a process of its own imports torch again
+def test_throughput(capsys):
+    words = ["--arch", "swin_nano_w7", "--image-size", "64", "--repeats", "2"]
+    assert evaluate.main(["throughput", *words, "--batches", "2", "--precisions", "fp32"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (case,) = answer["cases"]
+    assert case["images_per_s"] > 0
+    assert answer["networks"]["swin_nano_w7"]["parameters_m"] > 1
+    assert answer["device"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--arch", "swin_giant"], "backbone is 'swin_giant'"),
+        (["--model", "nothing.onnx"], "nothing.onnx: no such file"),
+        (["--checkpoint", "nothing.pth"], "nothing.pth: no such file"),
+        ([], "give one of --arch"),
+    ],
+)
+def test_throughput_of_nothing_is_refused(words, message, capsys):
+    assert evaluate.main(["throughput", *words]) == 2
+    assert message in capsys.readouterr().err

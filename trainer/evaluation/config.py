@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from esvit.weights import Network
 from service.preprocess import Fit
 from trainer.evaluation.knn import TEMPERATURE
@@ -150,3 +152,34 @@ class CorrespondenceConfig(ImagesConfig):
     """
 
     geometry: Literal["mirror", "free"] = "mirror"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThroughputConfig:
+    """Time backbones: images a second, parameters, multiply-adds, peak memory.
+
+    Attributes:
+        arch: Names of backbones.
+        all: All of the paper's table, with its numbers and ratios beside.
+        checkpoint: The backbone of a checkpoint, as in the other measures.
+        model: A model file in ONNX Runtime.
+        which: The network of a checkpoint that holds both.
+        image_size: Side in pixels of the square that a backbone sees.
+        device: Where to run; `auto` takes a CUDA device if there is one.
+        precisions: Of a backbone's matrix products.
+        batches: Images of a pass.
+        repeats: Passes that the median is taken of.
+        compiled: Whether backbones go through torch.compile.
+    """
+
+    arch: tuple[str, ...] = ()
+    all: tyro.conf.FlagCreatePairsOff[bool] = False
+    checkpoint: Path | None = None
+    model: Path | None = None
+    which: Network = "teacher"
+    image_size: int = 224
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+    batches: tuple[int, ...] = (1, 8, 32)
+    repeats: int = 5
+    compiled: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -13,7 +13,9 @@ def data(tmp_path):
     lines = ["path,things,size"]
     things = ["cat;dog", "", "dog", "cat", "dog;horse", "cat"]
     paths = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.jpg"))
-    lines += [f"{path},{thing},{n % 2}" for n, (path, thing) in enumerate(zip(paths, things, strict=True))]
+    lines += [
+        f"{path},{thing},{n % 2}" for n, (path, thing) in enumerate(zip(paths, things, strict=True))
+    ]
     (tmp_path / "manifest.csv").write_text("\n".join(lines))
     return tmp_path
 
