@@ -86,7 +86,7 @@ def _row_group(file: str, group: int) -> Any:  # Any: pyarrow has no hints
 
 def _pyarrow_parquet() -> ModuleType:
     try:
-        import pyarrow.parquet  # type: ignore[import-untyped]  # it has no hints
+        import pyarrow.parquet
     except ModuleNotFoundError as error:
         raise ValueError("parquet needs pyarrow: pip install 'esvit[parquet]'") from error
     module: ModuleType = pyarrow.parquet
