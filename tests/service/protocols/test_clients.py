@@ -56,6 +56,7 @@ def test_tritonclient(ask, client, own):
     assert said["server"] == "esvit"
     assert said["names"] == ["EMBEDDING", "REGIONS", "ATTENTION", "LAST_BLOCKS", "MATCHES"]
     shapes = [(2, C), (2, L, C), (2, HEADS, L, L), (2, D), (L, 7)]
+    np.testing.assert_array_equal(np.array(said["gzip"]["EMBEDDING"], np.float32), own)
     for form in ("binary", "json"):
         assert [np.shape(said[form][name]) for name in said["names"]] == shapes
         np.testing.assert_array_equal(np.array(said[form]["EMBEDDING"], np.float32), own)

@@ -9,12 +9,18 @@ import numpy as np
 import tritonclient.http as triton
 
 
-def infer(client, images, names, *, is_binary):
+def infer(client, images, names, *, is_binary, compression=None):
     """Ask for some outputs of image files."""
     tensor = triton.InferInput("IMAGE", [len(images)], "BYTES")
     tensor.set_data_from_numpy(np.array(images, object), binary_data=is_binary)
     outputs = [triton.InferRequestedOutput(name, binary_data=is_binary) for name in names]
-    result = client.infer(client.model, [tensor], outputs=outputs or None, request_id="mine")
+    result = client.infer(
+        client.model,
+        [tensor],
+        outputs=outputs or None,
+        request_id="mine",
+        request_compression_algorithm=compression,
+    )
     assert result.get_response()["id"] == "mine"
     given = [output["name"] for output in result.get_response()["outputs"]]
     return {name: result.as_numpy(name).tolist() for name in given}
@@ -45,6 +51,7 @@ def main(url, paths):
         "names": names,
         "binary": infer(client, files, names, is_binary=True),
         "json": infer(client, texts, names, is_binary=False),
+        "gzip": infer(client, files, ["EMBEDDING"], is_binary=True, compression="gzip"),
         "default": infer(client, files, [], is_binary=True),
         "unknown_output": error_of(lambda: infer(client, files, ["SMELL"], is_binary=True)),
         "unknown_model": error_of(lambda: client.get_model_metadata("other")),
