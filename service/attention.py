@@ -70,7 +70,7 @@ def render_heatmap(weights: NDArray[np.float32], geometry: Geometry, side: int) 
         side: Side of the model's square in pixels.
     """
     heat, seen = _heat_on_picture(weights, geometry, side)
-    rgba = np.dstack([_colour(heat), np.where(seen, 255, 0).astype(np.uint8)])
+    rgba = np.dstack([viridis(heat), np.where(seen, 255, 0).astype(np.uint8)])
     return _png(Image.fromarray(rgba))
 
 
@@ -82,7 +82,7 @@ def render_overlay(
     height, width = heat.shape
     below = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC), np.float32)
     opacity = (OVERLAY_OPACITY * heat * seen)[..., None]
-    mixed = below * (1 - opacity) + _colour(heat) * opacity
+    mixed = below * (1 - opacity) + viridis(heat) * opacity
     return _png(Image.fromarray(np.rint(mixed).astype(np.uint8)))
 
 
@@ -90,6 +90,13 @@ def picture_size(geometry: Geometry) -> tuple[int, int]:
     """Give width and height of a rendered picture: the source's, or less if that is large."""
     shrink = min(1.0, MAX_PICTURE_SIDE / max(geometry.width, geometry.height))
     return max(1, round(geometry.width * shrink)), max(1, round(geometry.height * shrink))
+
+
+def viridis(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Colour values (...) in [0, 1]: (..., 3) RGB."""
+    steps = np.linspace(0.0, 1.0, len(VIRIDIS))
+    channels = [np.interp(values, steps, VIRIDIS[:, channel]) for channel in range(3)]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
 def _heat_on_picture(
@@ -117,13 +124,6 @@ def _spline_weights(positions: NDArray[np.float64], cells: int) -> NDArray[np.fl
     weights = np.where(distance < 1, near, far)
     normed: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
     return normed
-
-
-def _colour(heat: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Colour a map of [0, 1] with viridis: (H, W, 3)."""
-    steps = np.linspace(0.0, 1.0, len(VIRIDIS))
-    channels = [np.interp(heat, steps, VIRIDIS[:, channel]) for channel in range(3)]
-    return np.rint(np.dstack(channels)).astype(np.uint8)
 
 
 def _png(image: Image.Image) -> bytes:

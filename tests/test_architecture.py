@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = {"esvit", "trainer", "service", "benchmarks", "tests"}
 SHARED = {
+    "attention",
     "colours",
     "containers",
     "contract",
@@ -17,6 +18,7 @@ SHARED = {
     "images",
     "parity",
     "preprocess",
+    "regions",
     "resample",
 }
 """Modules of the service that the trainer may use: what is evaluated is what is served."""

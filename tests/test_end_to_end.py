@@ -131,6 +131,14 @@ def test_the_run_tells_whether_it_learns(folder, teacher):
     assert teacher.is_file()
 
 
+def test_evaluation_of_teacher_and_model_file_agree(run, data, teacher, model):
+    words = ("trainer.evaluate", "knn", "--data", data, "--k", "5", "--num-workers", "0")
+    by_torch = json.loads(run(*words, "--checkpoint", teacher, "--image-size", "64"))
+    as_served = json.loads(run(*words, "--model", model))
+    del by_torch["network"], as_served["network"]
+    assert by_torch == as_served
+
+
 def test_the_service_knows_what_it_serves(client):
     info = client.get("/info").json()
     assert info["training"]["recipe"] == "smoke"

@@ -9,7 +9,7 @@ Shapes: B images, S the side of the model's square, C and D features, L regions.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import onnxruntime
 import torch
@@ -17,6 +17,7 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from esvit.backbones import Backbone, Features
 from esvit.config import backbone_name
 from esvit.recognise import recognise_backbone
 from esvit.weights import Network, Weights, digest, read_weights
@@ -112,12 +113,7 @@ def open_checkpoint(
     def run(pixels: Tensor, output: Output) -> Tensor:
         images = normalize(pixels.to(device, non_blocking=True), spec.mean, spec.std)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            if output == "last_blocks":
-                found = backbone.last_blocks(images, NUM_LAST_BLOCKS)
-            else:
-                features = backbone(images)
-                found = features.pooled if output == "embedding" else features.regions
-        return found.float().cpu()
+            return _ask(backbone, images, output).float().cpu()
 
     return Frozen(
         file=str(path),
@@ -183,6 +179,19 @@ def read_network(path: Path, network: Network) -> Weights:
     if path.suffix == ".safetensors" and "state" in _metadata(path):
         return _of_checkpoint(load_checkpoint(path), network)
     return read_weights(path, network)
+
+
+def _ask(backbone: Backbone, images: Tensor, output: Output) -> Tensor:
+    """Give one output of a backbone for normalised images (B, 3, S, S)."""
+    match output:
+        case "last_blocks":
+            return backbone.last_blocks(images, NUM_LAST_BLOCKS)
+        case "attention":
+            return backbone.attention(images)
+        case "embedding":
+            return cast(Features, backbone(images)).pooled
+        case "regions":
+            return cast(Features, backbone(images)).regions
 
 
 def _of_checkpoint(checkpoint: Checkpoint, network: Network) -> Weights:

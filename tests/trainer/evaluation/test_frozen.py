@@ -11,7 +11,7 @@ from trainer.evaluation.config import KnnConfig, NetworkConfig
 from trainer.evaluation.frozen import open_network, open_subject
 from trainer.run_state import module_tensors
 
-OUTPUTS = ("embedding", "regions", "last_blocks")
+OUTPUTS = ("embedding", "regions", "attention", "last_blocks")
 
 
 @pytest.fixture
