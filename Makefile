@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := esvit trainer service benchmarks tests
 
-.PHONY: help install serve model format lint types check test test-all end-to-end clients coverage clean
+.PHONY: help install serve model format lint types check test test-all end-to-end clients fuzz coverage clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,7 +39,7 @@ types: .venv/dev  ## static types
 check: lint types  ## lint and types
 
 # The service never meets torch and its forked processes, so its tests have a process of their own.
-SERVING := tests/service tests/test_architecture.py tests/test_readme.py
+SERVING := tests/service tests/fuzz tests/test_architecture.py tests/test_readme.py
 TRAINING := tests/esvit tests/trainer
 
 test: check  ## lint, types and the fast tests
@@ -66,6 +66,9 @@ CLIENTS := tests/service/protocols/clients
 
 clients: .venv/clients/done  ## the protocols against the real clients of other services
 	$(BIN)/python -m pytest -m clients tests/service/protocols
+
+fuzz: .venv/dev  ## damage images, forms and binary calls until something breaks: a minute each
+	$(BIN)/python -m tests.fuzz
 
 coverage: .venv/dev  ## branch coverage of esvit and service
 	$(BIN)/python -m pytest --cov --cov-branch --cov-report= $(SERVING)

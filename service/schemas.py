@@ -112,9 +112,11 @@ class ImageSource(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    base64: str | None = Field(None, description="the file's bytes")
+    base64: str | None = Field(
+        None, description="the file's bytes", json_schema_extra={"format": "image-base64"}
+    )
     data_uri: str | None = Field(None, description="`data:image/jpeg;base64,...`")
-    url: str | None = Field(None, description="an address; refused, this service fetches nothing")
+    url: str | None = Field(None, description="an address, where the service is set to fetch")
 
 
 class EmbedBody(EmbedOptions):

@@ -6,6 +6,7 @@ is wrong in plain text. Here each of these has a bound, and every refusal our sh
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,6 +27,10 @@ from service.metrics import Metrics
 
 LINGER_S = 5.0
 """How long the rest of a refused body is read and dropped, so that its client sees the refusal."""
+
+
+UPGRADE = re.compile(rb"\nupgrade(?=[ \t]*:)", re.IGNORECASE)
+"""A header that asks for another protocol, as Java's client does in each first call."""
 
 
 class WireLimits(NamedTuple):
@@ -73,8 +78,10 @@ class Protocol(HttpToolsProtocol):
         self._num_fed_bytes = len(data)
         if self._head_clock.runs:
             self._num_head_bytes += len(data)
-        elif self._is_idle():
+        elif self._is_idle() and not self._linger_clock.runs:
             self._await_head()
+        if self._head_clock.runs and UPGRADE.search(data):
+            data = _without_upgrade(data)
         super().data_received(data)
         is_in_head = self._head_clock.runs
         if is_in_head and self._num_head_bytes > self._limits.max_header_bytes:
@@ -172,6 +179,15 @@ class Protocol(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write(_write(error))
         self.transport.close()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Rename `Upgrade` in the head of a request: ignored, as a server may (RFC 9110, 7.8).
+
+    The parser would stop behind such a head, and lose the body.
+    """
+    head, blank, rest = data.partition(b"\r\n\r\n")
+    return UPGRADE.sub(b"\nx-no-upgrade", head) + blank + rest
 
 
 def _write(error: ServiceError) -> bytes:

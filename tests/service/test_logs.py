@@ -1,0 +1,61 @@
+import json
+import logging
+import sys
+
+import pytest
+
+from service.logs import JsonLines, set_up_logging
+from tests.service.calls import post_json
+from tests.service.known import A
+
+
+def line_of(record: logging.LogRecord) -> dict:
+    text = JsonLines().format(record)
+    assert "\n" not in text
+    return json.loads(text)
+
+
+def test_a_call_is_its_numbers(client, caplog):
+    caplog.set_level("INFO", logger="service.access")
+    response = post_json(client, "/embed", [A])
+    (record,) = [record for record in caplog.records if record.name == "service.access"]
+    line = line_of(record)
+    assert line["time"].endswith("+00:00")
+    assert (line["level"], line["logger"]) == ("info", "service.access")
+    assert (line["method"], line["path"], line["status"]) == ("POST", "/embed", 200)
+    assert line["bytes"] == len(response.request.content)
+    assert line["ms"] > 0
+    assert line["request_id"] == response.headers["x-request-id"]
+    assert len(JsonLines().format(record)) < 300  # no room for an image
+
+
+def test_methods_and_paths_of_a_clients_own_are_not_written(client, caplog):
+    caplog.set_level("INFO", logger="service.access")
+    client.request("SEARCH", "/secret-path?secret=1", headers={"secret": "x"})
+    (record,) = [record for record in caplog.records if record.name == "service.access"]
+    assert "secret" not in JsonLines().format(record)
+    assert line_of(record)["method"] == "other"
+
+
+def test_a_message_and_a_stack_stay_on_one_line():
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        record = logging.makeLogRecord({"msg": "went\nwrong", "exc_info": sys.exc_info()})
+    line = line_of(record)
+    assert line["message"] == "went\nwrong"
+    assert "ValueError: two" in line["stack"]
+
+
+@pytest.mark.parametrize(("style", "kind"), [("json", JsonLines), ("text", logging.Formatter)])
+def test_the_log_is_set_up_in_the_style_asked_for(style, kind):
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    try:
+        set_up_logging("warning", style)
+        (handler,) = root.handlers
+        assert type(handler.formatter) is kind
+        assert root.level == logging.WARNING
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
