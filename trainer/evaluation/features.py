@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,6 +29,7 @@ from torch import Tensor
 from trainer.data.loader import LoaderConfig
 from trainer.data.sources import Source
 from trainer.evaluation.images import Squared, Squares, in_batches, load_squares
+from trainer.evaluation.progress import show_progress
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +38,6 @@ FORMAT = 1
 
 PART = 1024
 """Images of a part: what a killed command loses at most."""
-
-_SAY_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -193,41 +190,6 @@ def _make(
             numbers = [place for _, places in made for place in places]
             rows = torch.cat([rows for rows, _ in made]) if made else torch.empty(0, 0)
             yield positions, _Part(rows, torch.tensor(numbers, dtype=torch.int64))
-
-
-@contextlib.contextmanager
-def show_progress(
-    console: Console, name: str, total: int, unit: str = "images"
-) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal, else say every half minute how far it is.
-
-    Args:
-        console: Where.
-        name: What of.
-        total: How many there are to be.
-        unit: Of what.
-
-    Yields:
-        A function that is told how many more are done.
-    """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
-    task = bar.add_task(name, total=total)
-    said, done = time.monotonic(), 0
-
-    def advance(count: int) -> None:
-        nonlocal said, done
-        done += count
-        bar.advance(task, count)
-        if not console.is_terminal and time.monotonic() - said > _SAY_EVERY_S:
-            said = time.monotonic()
-            logger.info("%s: %d of %d %s", name, done, total, unit)
-
-    if console.is_terminal and total:
-        with bar:
-            yield advance
-    else:
-        yield advance
 
 
 def _path(folder: Path, positions: range) -> Path:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from trainer.evaluation.choice import Labels, open_split
 from trainer.evaluation.config import LinearConfig
-from trainer.evaluation.features import PART, Rows, show_progress
+from trainer.evaluation.features import PART, Rows
 from trainer.evaluation.logistic import (
     Linear,
     Samples,
@@ -28,6 +28,7 @@ from trainer.evaluation.logistic import (
     zero,
 )
 from trainer.evaluation.metrics import map11, mean_per_class, mean_roc_auc
+from trainer.evaluation.progress import show_progress
 from trainer.evaluation.sgd import Plan, Probe, train_probes
 from trainer.evaluation.subject import Subject
 
