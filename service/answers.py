@@ -10,7 +10,7 @@ from fastapi import Response
 from numpy.typing import NDArray
 
 from service import correspond
-from service.attention import attention_maps, render_heatmap, render_overlay
+from service.attention import QueryCell, attention_maps, render_heatmap, render_overlay
 from service.contract import ModelInfo
 from service.encoding import Encoding, encode_array, normalize, to_json, to_npy
 from service.errors import PointOutOfBounds
@@ -128,7 +128,8 @@ def attention(
 
     num_heads = info.outputs["attention"][0]
     if as_npy:
-        shape = (num_heads if options.head == "all" else 1, *info.grid)
+        queries = (info.grid[0] * info.grid[1],) if options.query == "all" else ()
+        shape = (num_heads if options.head == "all" else 1, *queries, *info.grid)
         return _npy(info, batch, maps, shape, options.encoding_format)
     images = _images(batch, answer)
     content = {"grid": info.grid, "num_heads": num_heads, "images": images, "errors": batch.errors}
@@ -203,10 +204,10 @@ def _with_query(info: ModelInfo, batch: Batch, options: AttentionOptions) -> Bat
     return Batch(items, sorted(errors, key=lambda error: error["index"]))
 
 
-def _query_cell(info: ModelInfo, item: Inferred, options: AttentionOptions) -> int | None:
-    """Give the index of the region that asks, None for a pooled map."""
-    if options.query is None:
-        return None
+def _query_cell(info: ModelInfo, item: Inferred, options: AttentionOptions) -> QueryCell:
+    """Give the index of the region that asks, "all", or None for a pooled map."""
+    if options.query is None or options.query == "all":
+        return options.query
     point = np.array([options.query], np.float64)
     try:
         cells = source_to_cells(point, item.prepared.geometry, info.grid, info.preprocess.crop)
@@ -217,7 +218,7 @@ def _query_cell(info: ModelInfo, item: Inferred, options: AttentionOptions) -> i
 
 
 def _maps(info: ModelInfo, item: Inferred, options: AttentionOptions) -> NDArray[np.float32]:
-    """Pick the asked attention maps of one image: (heads, rows, columns)."""
+    """Pick the asked attention maps of one image: (heads, [queries,] rows, columns)."""
     cell = _query_cell(info, item, options)
     return attention_maps(item.arrays["attention"], info.grid, options.head, cell)
 

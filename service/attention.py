@@ -14,6 +14,7 @@ from service.preprocess import Geometry
 from service.regions import Grid
 
 Head = int | Literal["mean", "all"]
+QueryCell = int | Literal["all"] | None
 Render = Literal["none", "heatmap", "overlay"]
 
 VIRIDIS = np.array(
@@ -40,7 +41,7 @@ OVERLAY_OPACITY = 0.6
 
 
 def attention_maps(
-    attention: NDArray[np.float32], grid: Grid, head: Head, query_cell: int | None
+    attention: NDArray[np.float32], grid: Grid, head: Head, query_cell: QueryCell
 ) -> NDArray[np.float32]:
     """Pick the maps that were asked for.
 
@@ -48,17 +49,20 @@ def attention_maps(
         attention: (A, L, L) weights of the last block, row = query, column = key.
         grid: Rows and columns of the region map.
         head: A head's number, "mean" over heads, or "all".
-        query_cell: The region that asks; None pools over all of them, as the embedding does.
+        query_cell: The region that asks, or "all" of them one by one; None pools over them, as the
+            embedding does.
 
     Returns:
-        (1, R, Q) maps, (A, R, Q) for all heads; each sums to at most one.
+        (1, R, Q) maps, (A, R, Q) for all heads; with all queries (1, L, R, Q) or (A, L, R, Q). Each
+        map sums to at most one.
     """
-    rows = attention.mean(axis=1) if query_cell is None else attention[:, query_cell]
+    rows = _rows(attention, query_cell)
     if head == "mean":
         rows = rows.mean(axis=0, keepdims=True)
     elif head != "all":
         rows = rows[head : head + 1]
-    return rows.reshape(-1, *grid)
+    maps: NDArray[np.float32] = rows.reshape(*rows.shape[:-1], *grid)
+    return maps
 
 
 def render_heatmap(weights: NDArray[np.float32], geometry: Geometry, side: int) -> bytes:
@@ -97,6 +101,16 @@ def viridis(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     steps = np.linspace(0.0, 1.0, len(VIRIDIS))
     channels = [np.interp(values, steps, VIRIDIS[:, channel]) for channel in range(3)]
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def _rows(attention: NDArray[np.float32], query_cell: QueryCell) -> NDArray[np.float32]:
+    """Pick the queries that were asked for: (A, L), or (A, L, L) for all."""
+    if query_cell == "all":
+        return attention
+    rows: NDArray[np.float32] = (
+        attention.mean(axis=1) if query_cell is None else attention[:, query_cell]
+    )
+    return rows
 
 
 def _heat_on_picture(

@@ -172,6 +172,8 @@ def _check_attention(options: schemas.AttentionOptions, num_heads: int, pipeline
         raise InvalidRequest(f"expected a head from 0 to {num_heads - 1}", field="head")
     if options.head == "all" and options.render != "none":
         raise InvalidRequest("a drawing shows one head or the mean", field="head")
+    if options.query == "all" and options.render != "none":
+        raise InvalidRequest("a drawing shows one query or the pooled map", field="query")
 
 
 async def _encode(pipeline: Pipeline, encode: Callable[[], Response]) -> Response:

@@ -99,8 +99,10 @@ class AttentionOptions(Options):
     head: Annotated[Head, BeforeValidator(_read_json)] = Field(
         "mean", description="number of a head from 0, or `mean` or `all` of them"
     )
-    query: Annotated[Point, BeforeValidator(_read_json)] | None = Field(
-        None, description="point x, y in source pixels that asks; null: pooled, as the embedding is"
+    query: Annotated[Point | Literal["all"], BeforeValidator(_read_json)] | None = Field(
+        None,
+        description="point x, y in source pixels that asks, or `all` regions one by one; null: "
+        "pooled, as the embedding is",
     )
     render: Render = Field(
         "none", description="draw a PNG: a `heatmap` alone, or as `overlay` on the picture"
@@ -225,9 +227,12 @@ class CorrespondAnswer(Answer):
 
 
 class AttentionOfImage(ImageAnswer):
-    """One image's maps, (heads, rows, columns), or its drawing."""
+    """One image's maps, (heads, rows, columns), or its drawing.
 
-    attention: list[list[list[float]]] | str | None = None
+    With all queries (heads, queries, rows, columns).
+    """
+
+    attention: list[list[list[float]]] | list[list[list[list[float]]]] | str | None = None
     png: str | None = None
 
 

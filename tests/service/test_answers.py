@@ -221,6 +221,18 @@ def test_attention_of_a_point_is_the_row_of_its_region(client, head):
     np.testing.assert_allclose(np.ravel(attention), wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize(("head", "heads"), [("all", HEADS), (1, 1)])
+def test_attention_of_all_queries_is_the_models_own(client, head, heads):
+    rows = expected(SQUARE)["attention"]
+    wanted = (rows if head == "all" else rows[1:2]).reshape(heads, 16, 4, 4)
+    values = good(post_raw(client, "/attention", A, head=head, query="all"))
+    np.testing.assert_allclose(values["images"][0]["attention"], wanted, atol=1e-5)
+    file = npy(
+        post_raw(client, "/attention", A, head=head, query="all", accept="application/x-npy")
+    )
+    np.testing.assert_allclose(file, wanted[None], atol=1e-5)
+
+
 def test_attention_is_the_same_in_every_encoding(client):
     values = good(post_raw(client, "/attention", A, head="all"))["images"][0]["attention"]
     values = np.array(values, np.float32)

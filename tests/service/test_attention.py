@@ -45,6 +45,14 @@ def test_a_query_gives_its_own_row(attention):
     np.testing.assert_array_equal(maps.reshape(2, 12), attention[:, 7])
 
 
+def test_all_queries_are_the_rows_of_each(attention):
+    every = attention_maps(attention, GRID, "all", "all")
+    assert every.shape == (2, 12, 3, 4)
+    for query in range(12):
+        alone = attention_maps(attention, GRID, "all", query)
+        np.testing.assert_array_equal(every[:, query], alone)
+
+
 @pytest.mark.parametrize("query", [None, 5])
 def test_one_head_is_that_row_of_all_heads(attention, query):
     every = attention_maps(attention, GRID, "all", query)

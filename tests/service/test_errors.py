@@ -110,6 +110,11 @@ def test_attention_refuses_heads_and_points_that_are_not_there(client, options, 
     assert refused(response, 422, code)["field"] == field
 
 
+def test_a_drawing_of_all_queries_is_refused(client):
+    response = post_json(client, "/attention", [A], query="all", render="overlay")
+    assert refused(response, 422, "invalid_request")["field"] == "query"
+
+
 def test_correspond_refuses_points_that_are_not_there(client):
     response = post_json(client, "/correspond", [A, A], points=[[9, 9], [99, 9]])
     assert refused(response, 422, "region_out_of_bounds")["field"] == "points[1]"
