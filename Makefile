@@ -17,6 +17,11 @@ help:  ## list the targets
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
 	touch $@
 
+# A browser for the tests of the playground, from the system's packages or Playwright's.
+.venv/browser: .venv/dev
+	$(BIN)/python -m tests.browser.chromium
+	touch $@
+
 install: .venv/dev  ## everything, for working on the project
 
 serve: .venv/serve  ## the service on 127.0.0.1:8000 with the default model; needs no torch
@@ -38,16 +43,20 @@ types: .venv/dev  ## static types
 
 check: lint types  ## lint and types
 
-# The service never meets torch and its forked processes, so its tests have a process of their own.
+# The service never meets torch and its forked processes, and Playwright keeps an event loop on the
+# main thread: each has a process of its own.
 SERVING := tests/service tests/fuzz tests/test_architecture.py tests/test_readme.py
+BROWSING := tests/browser
 TRAINING := tests/esvit tests/trainer
 
-test: check  ## lint, types and the fast tests
+test: check .venv/browser  ## lint, types and the fast tests
 	$(BIN)/python -m pytest $(SERVING)
+	$(BIN)/python -m pytest $(BROWSING)
 	$(BIN)/python -m pytest $(TRAINING)
 
-test-all: check  ## the slow tests as well
+test-all: check .venv/browser  ## the slow tests as well
 	$(BIN)/python -m pytest -m "not gpu and not clients" $(SERVING)
+	$(BIN)/python -m pytest $(BROWSING)
 	$(BIN)/python -m pytest -m "not gpu" $(TRAINING)
 	$(MAKE) end-to-end
 

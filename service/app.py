@@ -17,7 +17,7 @@ from service.errors import ServiceError
 from service.gate import BodyLimits, Gate
 from service.keys import KeyCheck
 from service.model_file import read_model_info
-from service.pages import docs_router
+from service.pages import add_pages
 from service.pipeline import Pipeline
 from service.protocols import cohere, kserve, openai
 from service.routes import router
@@ -79,8 +79,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_bug)
-    if settings.docs:
-        app.include_router(docs_router)
+    add_pages(app, docs=settings.docs)
     _add_layers(app, settings, pipeline)
     return app
 

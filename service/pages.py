@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
-from fastapi import APIRouter
-from fastapi.responses import FileResponse
+from fastapi import FastAPI, Request, Response
+from starlette.routing import Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from service.parity import PHOTOGRAPHS
 
 STATIC = Path(__file__).parent / "static"
 
@@ -14,19 +18,35 @@ PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "cross-origin-opener-policy": "same-origin",
+    "x-content-type-options": "nosniff",
     "cache-control": "no-cache",
 }
-"""For every page: only this service's own scripts run, and they call nobody else."""
-
-docs_router = APIRouter(include_in_schema=False)
-
-
-@docs_router.get("/docs")
-async def docs() -> FileResponse:
-    """Describe the API for people."""
-    return page("docs.html")
+"""For every page: only this service's own scripts run, and they call nobody else. Browsers keep the
+files but ask each time, by ETag, whether they changed: an upgrade shows at once."""
 
 
-def page(name: str) -> FileResponse:
-    """Answer with a page of `static/`."""
-    return FileResponse(STATIC / name, headers=PAGE_HEADERS)
+class PageFiles(StaticFiles):
+    """Files of one folder, under the headers of pages."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """Answer with a file, or with 304 where the browser has it."""
+        response = await super().get_response(path, scope)
+        response.headers.update(PAGE_HEADERS)
+        return response
+
+
+def add_pages(app: FastAPI, *, docs: bool) -> None:
+    """Serve the playground under `/`, the API's description under `/docs`, and what they load."""
+    files = PageFiles(directory=STATIC)
+
+    def page(name: str, path: str) -> Route:
+        async def answer(request: Request) -> Response:
+            return await files.get_response(name, request.scope)
+
+        return Route(path, answer, methods=["GET"])  # HEAD comes with it
+
+    app.router.routes.append(page("index.html", "/"))
+    if docs:
+        app.router.routes.append(page("docs.html", "/docs"))
+    app.mount("/static", files)
+    app.mount("/photographs", PageFiles(directory=PHOTOGRAPHS[0].parent))

@@ -1,0 +1,364 @@
+"""The page in a real browser: what is on the screen is what the service answers."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.parity import PHOTOGRAPHS
+from tests.browser.playground import Playground
+from tests.service.pictures import jpeg, png, scene
+
+CAT, COFFEE, _ = (path.read_bytes() for path in PHOTOGRAPHS)
+
+
+def correspond(service, source: bytes, target: bytes, **options) -> list[dict]:
+    """Ask the service what the page computes."""
+    fields = {name: json.dumps(value) for name, value in options.items()} | {"fit": "stretch"}
+    files = {"source": source, "target": target}
+    return service.post("/correspond", files=files, data=fields).json()["matches"]
+
+
+def region(point, size, grid) -> int:
+    """Give the region of a squeezed picture that a point in pixels lies in."""
+    column, row = np.floor(np.array(point) / size * grid[::-1]).astype(int)
+    return int(row * grid[1] + column)
+
+
+def size_of(file: bytes | Path) -> tuple[int, int]:
+    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        return image.size
+
+
+def test_it_opens_alive(playground):
+    assert "cat.jpg" in playground.facts("a")
+    assert "coffee.jpg" in playground.facts("b")
+    assert playground.page.locator("#model").inner_text() == playground.info["model"]
+    is_untrained = playground.info["training"] is None
+    assert playground.page.locator("#untrained").is_visible() == is_untrained
+    for side in "ab":
+        assert playground.pixels(side)[..., 3].min() == 255
+    assert playground.code("curl").startswith("curl ")
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_the_hottest_cell_is_the_services_answer(playground, service, side):
+    other = "b" if side == "a" else "a"
+    asked, searched = (CAT, COFFEE) if side == "a" else (COFFEE, CAT)
+    playground.choose("Regions", "Squares")
+    answers = correspond(service, asked, searched)
+    assert len(answers) == playground.count
+    for match in answers[::4]:
+        playground.point(side, match["query"])
+        heat = playground.heat(other)
+        best = region(match["target"], size_of(searched), playground.grid)
+        assert heat.flat[best] == heat.max()
+        readout = playground.page.locator(".readout").inner_text()
+        assert f"{match['score']:.3f}" in readout
+        assert ("mutual" in readout) == match["mutual"]
+
+
+def test_the_pointer_asks_until_a_click_pins(playground):
+    playground.point("a", 10)
+    first = playground.pixels("b")
+    playground.point("a", 30)
+    second = playground.pixels("b")
+    assert (first != second).any()
+    playground.point("a", 10, click=True)
+    playground.point("a", 30)
+    np.testing.assert_array_equal(playground.pixels("b"), first)
+    playground.page.keyboard.press("Escape")
+    playground.point("a", 30)
+    np.testing.assert_array_equal(playground.pixels("b"), second)
+
+
+def test_arrow_keys_move_and_words_follow(playground):
+    playground.press("a", "ArrowRight", "ArrowDown")
+    assert playground.said().startswith("A, row 5, column 5. Best in B: row ")
+    playground.press("a", *["ArrowLeft"] * 9)
+    assert "A, row 5, column 1." in playground.said()
+    playground.press("b", "ArrowUp")
+    assert playground.said().startswith("B, row 3, column 4. Best in A: row ")
+    playground.press("b", "Enter")
+    playground.point("a", 0)
+    assert playground.said().startswith("B, row 3, column 4.")
+
+
+@pytest.mark.parametrize("mutual", [True, False])
+def test_lines_are_the_services_matches(playground, service, mutual):
+    playground.tab("Correspondence")
+    playground.page.get_by_label("Mutual matches only").set_checked(mutual)
+    playground.page.get_by_label("Lines").fill(str(playground.count))
+    playground.settle()
+    answers = correspond(service, CAT, COFFEE, mutual_only=mutual, top_k=playground.count)
+    assert playground.lines() == len(answers)
+    shown = playground.page.locator(".ranking.long li b").all_inner_texts()
+    np.testing.assert_allclose(
+        [float(text) for text in shown], [match["score"] for match in answers], atol=1.1e-3
+    )
+
+
+def test_as_many_lines_as_the_slider_says(playground):
+    playground.tab("Correspondence")
+    playground.page.get_by_label("Mutual matches only").uncheck()
+    slider = playground.page.get_by_label("Lines")
+    for wanted in (1, 7, 31):
+        slider.fill(str(wanted))
+        playground.settle()
+        assert playground.lines() == wanted
+    slider.focus()
+    for key, wanted in (
+        ("ArrowRight", 32),
+        ("ArrowLeft", 31),
+        ("Home", 1),
+        ("End", playground.count),
+    ):
+        playground.page.keyboard.press(key)
+        playground.settle()
+        assert playground.lines() == wanted
+        assert slider.get_attribute("aria-valuetext") == str(wanted)
+    box = slider.bounding_box()
+    playground.page.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
+    playground.settle()
+    assert playground.lines() == 1
+
+
+def test_the_least_score_leaves_out_what_is_below(playground, service):
+    playground.tab("Correspondence")
+    playground.page.get_by_label("Mutual matches only").uncheck()
+    playground.page.get_by_label("Lines").fill(str(playground.count))
+    scores = sorted(match["score"] for match in correspond(service, CAT, COFFEE))
+    least = round(scores[playground.count // 2] * 200) / 200
+    playground.page.get_by_label("Least score").fill(f"{least:.3f}")
+    playground.settle()
+    assert playground.lines() == sum(score >= least for score in scores)
+
+
+def test_pointing_at_a_line_lights_both_regions(playground):
+    playground.tab("Correspondence")
+    playground.page.locator(".ranking.long li").first.hover()
+    playground.settle()
+    assert playground.page.locator("#lines .near").count() == 1
+    assert playground.page.locator("#a .marks rect.query:not(.halo)").count() == 1
+    assert playground.page.locator("#b .marks rect.best:not(.halo)").count() == 1
+
+
+def test_a_mirrored_copy_is_found_again_region_by_region(playground, service):
+    playground.page.get_by_role("button", name="Same as A").click()
+    playground.settle()
+    playground.tab("Correspondence")
+    playground.page.get_by_label("Lines").fill(str(playground.count))
+    playground.settle()
+    assert playground.lines() == playground.count  # every region finds itself
+    playground.page.get_by_role("button", name="Flip").click()
+    playground.wait_for("b", "cat-flip.png")
+    with Image.open(PHOTOGRAPHS[0]) as image:
+        mirrored = png(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    answers = correspond(service, CAT, mirrored, mutual_only=True, top_k=playground.count)
+    assert abs(playground.lines() - len(answers)) <= 1  # two decoders of one JPEG
+
+
+def test_changes_are_made_one_after_another_and_undone(playground):
+    def click(name: str, facts: str) -> None:
+        playground.page.get_by_role("button", name=name).click()
+        playground.wait_for("b", facts)
+
+    click("Rotate", "coffee-turn.png · 400 x 600 px")
+    click("Flip", "coffee-turn-flip.png · 400 x 600 px")
+    playground.page.get_by_role("button", name="Crop").click()
+    playground.page.keyboard.press("Enter")
+    playground.wait_for("b", "coffee-turn-flip-crop.png · 280 x 420 px")
+    click("Undo all", "coffee.jpg · 600 x 400 px")
+
+
+def test_a_crop_is_drawn_by_the_pointer(playground):
+    playground.page.get_by_role("button", name="Crop").click()
+    box = playground.frame("b").bounding_box()
+    mouse = playground.page.mouse
+    mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4)
+    mouse.down()
+    mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] * 3 / 4, steps=3)
+    mouse.up()
+    playground.wait_for("b", "coffee-crop.png")
+    width, height = map(int, re.search(r"(\d+) x (\d+) px", playground.facts("b")).groups())
+    assert abs(width - 150) <= 2
+    assert abs(height - 200) <= 2
+
+
+@pytest.mark.parametrize("head", ["mean", "3"])
+def test_attention_is_the_services(playground, service, head):
+    playground.tab("Attention")
+    playground.choose("Regions", "Squares")
+    assert (
+        playground.page.locator(".heads canvas").count()
+        == playground.info["outputs"]["attention"][0]
+    )
+    playground.page.locator(f".heads input[value='{head}']").check(force=True)
+    playground.point("a", 17)
+    playground.page.wait_for_selector("#a rect.query")
+    (rows, columns), (width, height) = playground.grid, size_of(CAT)
+    query = [(17 % columns + 0.5) * width / columns, (17 // columns + 0.5) * height / rows]
+    answer = service.post(
+        "/attention",
+        files={"file": CAT},
+        data={"fit": "stretch", "head": head, "query": json.dumps(query)},
+    ).json()
+    weights = np.array(answer["images"][0]["attention"][0])
+    heat = playground.heat("a")
+    assert heat.flat[weights.argmax()] == heat.max()
+    assert np.corrcoef(heat.ravel(), weights.ravel())[0, 1] > 0.95  # green is not quite linear
+
+
+def test_components_colour_and_part_both_pictures(playground):
+    playground.tab("Components")
+    playground.choose("Regions", "Squares")
+    assert playground.page.locator(".shares dd").count() == 3
+    colours = np.concatenate([playground.pixels(side).reshape(-1, 4) for side in "ab"])
+    assert (colours[:, :3].min(0) == 0).all()  # each component fills its channel,
+    assert (colours[:, :3].max(0) == 255).all()  # over both pictures together
+    playground.choose("Show", "Segments (k-means)")
+    for k in (2, 5):
+        playground.page.get_by_label("Segments", exact=True).fill(str(k))
+        playground.settle()
+        both = np.concatenate([playground.pixels(side).reshape(-1, 4) for side in "ab"])
+        assert len(np.unique(both, axis=0)) == k
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_a_dropped_picture_is_taken(playground, kind):
+    data = png(scene(90, 60)) if kind == "png" else jpeg(scene(90, 60))
+    playground.drop("b", f"mine.{kind}", data, f"image/{kind}")
+    assert f"mine.{kind} · 90 x 60 px" in playground.facts("b")
+    assert playground.page.locator("#b .refused").is_hidden()
+
+
+def test_a_picture_is_opened_by_the_file_button(playground, tmp_path):
+    (tmp_path / "one.png").write_bytes(png(scene(80, 50)))
+    playground.page.get_by_label("Open a file as picture A").set_input_files(tmp_path / "one.png")
+    playground.wait_for("a", "one.png · 80 x 50 px")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("notes.txt", b"no picture at all", "notes.txt: "),
+        ("old.gif", b"GIF89a" + bytes(40), "GIF"),
+        ("cut.png", png(scene(200, 200))[:900], "cut.png: "),
+    ],
+)
+def test_a_refused_file_says_why_and_leaves_the_picture(page, playground, name, data, reason):
+    page.expected_complaints = ("415", "422")  # the browser reports every refused call
+    playground.drop("b", name, data)
+    notice = playground.page.locator("#b .refused")
+    notice.wait_for()
+    assert reason in notice.inner_text()
+    assert len(notice.inner_text()) < 200
+    assert "coffee.jpg" in playground.facts("b")
+    playground.drop("b", "good.png", png(scene(90, 60)))
+    assert notice.is_hidden()
+
+
+def test_a_file_that_is_too_large_is_not_even_sent(playground):
+    playground.page.evaluate("""() => {
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([new Uint8Array(21_000_000)], "huge.png"));
+        const event = { bubbles: true, cancelable: true, dataTransfer: transfer };
+        document.querySelector("#a .frame").dispatchEvent(new DragEvent("drop", event));
+    }""")
+    playground.settle()
+    text = playground.page.locator("#a .refused").inner_text()
+    assert text == "huge.png: The file has 21.0 MB; at most 20.0 MB are accepted."
+
+
+def test_another_fit_is_computed_anew(playground):
+    before = playground.pixels("a")
+    playground.choose("The model sees", "Centre")
+    playground.page.wait_for_function(
+        "document.querySelector('#a canvas').style.left.startsWith('2')"
+    )
+    playground.settle()
+    assert (playground.pixels("a") != before).any()
+    assert "fit=crop" in playground.code("curl")
+
+
+@pytest.mark.parametrize("language", ["curl", "Python"])
+def test_the_code_gives_what_is_on_the_screen(playground, service, tmp_path, language):
+    playground.page.get_by_role("button", name="Flip").click()
+    playground.wait_for("b", "coffee-flip.png")
+    playground.point("a", 17, click=True)
+    playground.choose("Language", language)
+    playground.page.get_by_role("button", name="Copy").click()
+    playground.page.get_by_role("button", name="Copied").wait_for()
+    code = playground.page.evaluate("navigator.clipboard.readText()")
+    score = playground.page.locator(".readout strong").inner_text()
+    if language == "curl":
+        with playground.page.expect_download() as download:
+            playground.page.get_by_role("button", name="Save as file").click()
+        download.value.save_as(tmp_path / download.value.suggested_filename)
+        printed = run(["bash", "-ec", code], tmp_path)
+        (match,) = json.loads(printed)["matches"]
+        assert f"{match['score']:.3f}" == score
+    else:
+        printed = run([sys.executable, "-c", code], tmp_path)
+        assert abs(float(printed.split()[-1]) - float(score)) < 0.02  # two decoders of one JPEG
+
+
+@pytest.mark.parametrize("tab", ["Correspondence", "Attention", "Components"])
+def test_the_code_of_every_tab_runs(playground, tmp_path, tab):
+    playground.tab(tab)
+    playground.point("a", 17, click=True)
+    printed = run(["bash", "-ec", playground.code("curl")], tmp_path)
+    if tab == "Correspondence":
+        assert len(json.loads(printed)["matches"]) == playground.lines()
+    elif tab == "Attention":
+        assert size_of(tmp_path / "attention.png") == (451, 300)
+    else:
+        assert np.load(tmp_path / "regions.npy").shape == (
+            2,
+            playground.count,
+            playground.info["dim"],
+        )
+    printed = run([sys.executable, "-c", playground.code("Python")], tmp_path)
+    if tab == "Correspondence":
+        assert len(printed.splitlines()) == playground.lines()
+    elif tab == "Components":
+        shares = playground.page.locator(".shares dd").all_inner_texts()
+        inside = re.search(r"variance: \[(.*)\]", printed).group(1)
+        assert [f"{100 * float(share):.0f} %" for share in inside.split()] == shares
+        playground.choose("Show", "Segments (k-means)")
+        assert "[[" in run([sys.executable, "-c", playground.code("Python")], tmp_path)
+
+
+def run(command: list[str], folder) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_is_shown_is_saved(playground, service, tmp_path):
+    def save(name: str):
+        with playground.page.expect_download() as download:
+            playground.page.get_by_role("button", name=name).click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        return path
+
+    assert np.load(save("Regions of A, npy")).shape == (1, playground.count, playground.info["dim"])
+    assert size_of(save("View, PNG")) == (round(451 * 640 / 300) + 16 + 960, 640)
+    playground.tab("Correspondence")
+    rows = save("Matches, CSV").read_text().splitlines()
+    assert rows[0] == "source,target,score,mutual"
+    assert len(rows) == 1 + playground.lines()
+
+
+def test_a_tab_has_an_address(playground: Playground):
+    playground.open("components")
+    assert playground.page.get_by_role("tab", name="Components").get_attribute("aria-selected")
+    playground.tab("Attention")
+    assert playground.page.url.endswith("#attention")
