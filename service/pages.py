@@ -18,7 +18,6 @@ PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "cross-origin-opener-policy": "same-origin",
-    "x-content-type-options": "nosniff",
     "cache-control": "no-cache",
 }
 """For every page: only this service's own scripts run, and they call nobody else. Browsers keep the

@@ -6,6 +6,9 @@ import { decodeHalfs, normalizeRows, visibleRegions } from "./vectors.js";
 export const BASE = new URL(".", document.baseURI).href.replace(/\/$/, "");
 /* Where the service is, also when it stands behind a path of another server. */
 
+const KEY = "esvit-key";
+/* Where the browser keeps the service's key, until its tab is closed. */
+
 const TRIES = 4;
 /* How often a call is made that is answered "too much is under way". */
 
@@ -16,6 +19,16 @@ export class Refusal extends Error {
     super(message);
     this.code = code;
   }
+}
+
+/** Tell whether the service was given a key. */
+export function hasKey() {
+  return sessionStorage.getItem(KEY) !== null;
+}
+
+/** Use a key from now on. */
+export function setKey(/** @type {string} */ key) {
+  sessionStorage.setItem(KEY, key);
 }
 
 /** Ask what is served. */
@@ -80,9 +93,11 @@ function post(
 }
 
 /** Make a call, again where the service says that too much is under way; throw its refusal. */
-async function call(/** @type {string} */ path, /** @type {RequestInit} */ request) {
+async function call(/** @type {string} */ path, /** @type {RequestInit} */ { headers = {}, ...request }) {
+  const key = sessionStorage.getItem(KEY);
+  const all = key === null ? headers : { ...headers, "x-api-key": key };
   for (let attempt = 1; ; attempt++) {
-    const response = await fetch(BASE + path, request).catch(() => {
+    const response = await fetch(BASE + path, { ...request, headers: all }).catch(() => {
       throw new Refusal("The service does not answer. Is it still running?");
     });
     if (response.ok) return response;

@@ -1,5 +1,5 @@
 /** The page: what is served, two pictures, the tabs, and what is on the screen as code and files. */
-import { fetchInfo } from "./api.js";
+import { Refusal, fetchInfo, setKey } from "./api.js";
 import { lookControls } from "./display.js";
 import { find, h } from "./dom.js";
 import { saveRegions, saveTable, saveView } from "./downloads.js";
@@ -211,9 +211,33 @@ async function copy() {
   setTimeout(() => (button.textContent = words), 2000);
 }
 
+/** Ask for the service's key, and again while it is not one. */
+async function askForKey() {
+  const form = /** @type {HTMLFormElement} */ (find("#key"));
+  form.hidden = false;
+  const input = /** @type {HTMLInputElement} */ (find("input", form));
+  input.focus();
+  await new Promise((resolve) => form.addEventListener("submit", resolve, { once: true }));
+  setKey(input.value.trim());
+  form.hidden = true;
+}
+
+/** Ask what is served, with a key where the service wants one. */
+async function getInfo() {
+  for (;;) {
+    try {
+      return await fetchInfo();
+    } catch (error) {
+      if (!(error instanceof Refusal && error.code === "unauthorized")) throw error;
+      await askForKey();
+    }
+  }
+}
+
 /** Begin: ask what is served, show two pictures. */
 async function start() {
-  app.info = await fetchInfo();
+  find("#key").addEventListener("submit", (event) => event.preventDefault());
+  app.info = await getInfo();
   showInfo();
   makeTabs();
   wire();

@@ -7,7 +7,7 @@
  * @typedef {import("./tabs.js").App} App
  * @typedef {import("./pictures.js").Picture} Picture
  */
-import { BASE } from "./api.js";
+import { BASE, hasKey } from "./api.js";
 import { SAMPLES, centerOf, fileName } from "./pictures.js";
 import { rowAndColumn } from "./vectors.js";
 
@@ -24,7 +24,7 @@ export function similaritySnippet(/** @type {App} */ app) {
   const [x, y] = centerOf(asked, at.region).map((value) => value.toFixed(1));
   const [row, column] = rowAndColumn(at.region, asked.map.grid);
   return {
-    curl: `${curlFiles(app)}curl -F source=@${quoted(asked)} -F target=@${quoted(searched)} \\
+    curl: `${curlFiles(app)}${curl()} -F source=@${quoted(asked)} -F target=@${quoted(searched)} \\
      -F fit=${fit} -F 'points=[[${x}, ${y}]]' \\
      ${BASE}/correspond`,
     python: `${pythonStart(app)}
@@ -48,13 +48,13 @@ export function correspondenceSnippet(app, { topK, mutualOnly, minScore }) {
   const fields = Object.entries(options).map(([name, value]) => `-F ${name}=${value}`).join(" ");
   const data = Object.entries(options).map(([name, value]) => `"${name}": "${value}"`).join(", ");
   return {
-    curl: `${curlFiles(app)}curl -F source=@${quoted(a)} -F target=@${quoted(b)} \\
+    curl: `${curlFiles(app)}${curl()} -F source=@${quoted(a)} -F target=@${quoted(b)} \\
      ${fields} \\
      ${BASE}/correspond`,
-    python: `import httpx
+    python: `${os()}import httpx
 ${pythonFiles(app)}
 with open(${literal(a)}, "rb") as source, open(${literal(b)}, "rb") as target:
-    answer = httpx.post(
+    answer = ${client()}.post(
         "${BASE}/correspond",
         files={"source": source, "target": target},
         data={${data}},
@@ -75,13 +75,13 @@ export function attentionSnippet(app, { head, query }) {
   const point = centerOf(picture, at.region).map((value) => value.toFixed(1)).join(", ");
   const isPooled = query === "pooled";
   return {
-    curl: `${curlFiles(app)}curl -F file=@${quoted(picture)} -F fit=${fit} -F head=${head} ${isPooled ? "" : `-F 'query=[${point}]' `}-F render=overlay \\
+    curl: `${curlFiles(app)}${curl()} -F file=@${quoted(picture)} -F fit=${fit} -F head=${head} ${isPooled ? "" : `-F 'query=[${point}]' `}-F render=overlay \\
      ${BASE}/attention -o attention.png`,
-    python: `import httpx
+    python: `${os()}import httpx
 import numpy as np
 ${pythonFiles(app)}
 with open(${literal(picture)}, "rb") as file:
-    answer = httpx.post(
+    answer = ${client()}.post(
         "${BASE}/attention",
         files={"file": file},
         data={"fit": "${fit}", "head": "${head}"${isPooled ? "" : `, "query": "[${point}]"`}},
@@ -100,7 +100,7 @@ print(weights.round(4))
 export function componentsSnippet(app, { show, k }) {
   const { a, b } = app.pictures;
   return {
-    curl: `${curlFiles(app)}curl -H 'Accept: application/x-npy' -F file=@${quoted(a)} -F file=@${quoted(b)} -F fit=${app.state.fit} \\
+    curl: `${curlFiles(app)}${curl()} -H 'Accept: application/x-npy' -F file=@${quoted(a)} -F file=@${quoted(b)} -F fit=${app.state.fit} \\
      ${BASE}/regions -o regions.npy`,
     python: `${pythonStart(app)}
 a, b = regions(${literal(a)}), regions(${literal(b)})
@@ -131,10 +131,25 @@ print(groups[: a.shape[0] * a.shape[1]].reshape(a.shape[:2]))  # of A
 `;
 }
 
+/** Give the word that calls; a key is read from the environment, never shown. */
+function curl() {
+  return hasKey() ? 'curl -H "X-API-Key: $ESVIT_KEY"' : "curl";
+}
+
+/** Give what posts in Python. */
+function client() {
+  return hasKey() ? 'httpx.Client(headers={"X-API-Key": os.environ["ESVIT_KEY"]})' : "httpx";
+}
+
+/** Give the import that a key needs. */
+function os() {
+  return hasKey() ? "import os\n" : "";
+}
+
 /** Give the beginning of a program that computes with regions. */
 function pythonStart(/** @type {App} */ app) {
   return `import base64
-
+${os()}
 import httpx
 import numpy as np
 ${pythonFiles(app)}
@@ -142,7 +157,7 @@ ${pythonFiles(app)}
 def regions(path):
     """Give a picture's regions: rows x columns x features, each of length one."""
     with open(path, "rb") as file:
-        answer = httpx.post(
+        answer = ${client()}.post(
             "${BASE}/regions",
             files={"file": file},
             data={"fit": "${app.state.fit}", "encoding_format": "base64"},

@@ -113,3 +113,23 @@ def test_a_model_without_attention_has_no_attention_tab_and_says_why(page, tmp_p
         assert page.get_by_role("tab", selected=True).all_inner_texts() == ["Similarity"]
         assert "resnet_50 has no attention" in page.locator("#missing").inner_text()
         page.goto("about:blank")
+
+
+def test_where_a_key_is_asked_for_the_page_asks_for_it(page, tmp_path):
+    key = "a key of sixteen letters"
+    model = write_tiny_model(tmp_path / "tiny.onnx")
+    settings = Settings(model=model, engine="onnxruntime", device="cpu", api_keys=(key,))
+    page.expected_complaints = ("401",)  # the browser reports every refused call
+    with serve(create_app(settings)) as client:
+        page.goto(str(client.base_url))
+        for tried in ("not the one", key):
+            page.get_by_label("This service asks for a key").fill(tried)
+            page.get_by_role("button", name="Use it").click()
+        page.wait_for_selector("body.ready")
+        assert page.locator("#model").inner_text() == "tiny"
+        code = page.locator("#code").inner_text()
+        assert 'curl -H "X-API-Key: $ESVIT_KEY"' in code
+        assert key not in page.content()
+        page.reload()
+        page.wait_for_selector("body.ready")
+        page.goto("about:blank")
