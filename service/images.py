@@ -78,6 +78,7 @@ DAMAGE = (
     struct.error,
     MemoryError,
     AssertionError,
+    RuntimeError,
 )
 """What Pillow's parsers raise on damaged files."""
 

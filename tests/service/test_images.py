@@ -211,6 +211,14 @@ def outcome(data: bytes) -> type:
     return Image.Image
 
 
+def test_an_avif_file_without_its_image_is_undecodable():
+    data = to_file(scene(40, 30), "AVIF")
+    at = data.index(b"pitm") + 8
+    damaged = data[:at] + b"\x7f\x7f" + data[at + 2 :]  # names an item that is not there
+    with pytest.raises(UndecodableImage, match="header"):
+        decode(damaged, ImageLimits(formats=("AVIF",)))
+
+
 @given(st.binary(max_size=300), st.sampled_from([b"", b"\xff\xd8\xff\xe1", b"\x89PNG\r\n\x1a\n"]))
 @settings(max_examples=150, deadline=None)
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
