@@ -28,6 +28,10 @@ EPS = 1e-5
 """Epsilon of every layer norm; unlike the other backbones, the published CvT has torch's own."""
 
 
+QUICK = 1.702
+"""Steepness a of the quick GELU's sigmoid."""
+
+
 class ConvEmbed(nn.Module):
     """A strided convolution with overlapping patches leads into a stage (CvT, section 3.1)."""
 
@@ -127,7 +131,7 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Work element by element."""
-        return x * torch.sigmoid(1.702 * x)
+        return x * torch.sigmoid(QUICK * x)
 
 
 class FeedForward(nn.Module):
@@ -140,11 +144,18 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Work on the last axis of (..., C)."""
+        """Work on the last axis of (..., C).
+
+        As x sigmoid(ax) is silu(ax) / a, and the products before and after can multiply by a
+        number on their way, one pass over the hidden values does, and the backward pass needs one
+        tensor less. Runtimes know the form with the sigmoid, so that is what an exporter sees.
+        """
         first, activation, second = self.net
-        return _pointwise(
-            activation(_pointwise(x, cast(nn.Conv2d, first))), cast(nn.Conv2d, second)
-        )
+        first, second = cast(nn.Conv2d, first), cast(nn.Conv2d, second)
+        if torch.compiler.is_exporting():
+            return _pointwise(activation(_pointwise(x, first)), second)
+        hidden = F.silu(_scaled(x, first, QUICK, QUICK))
+        return _scaled(hidden, second, 1 / QUICK, 1.0)
 
 
 class AttentionBranch(nn.Module):
@@ -244,3 +255,11 @@ def _as_map(x: Tensor) -> Tensor:
 def _pointwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Apply a 1 x 1 convolution to the last axis."""
     return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+
+def _scaled(x: Tensor, conv: nn.Conv2d, of_product: float, of_bias: float) -> Tensor:
+    """Apply a 1 x 1 convolution to the last axis, its product and its bias multiplied."""
+    assert conv.bias is not None
+    rows, weight = x.flatten(0, -2), conv.weight.flatten(1)
+    product = torch.addmm(conv.bias, rows, weight.T, beta=of_bias, alpha=of_product)
+    return product.view(*x.shape[:-1], -1)
