@@ -13,6 +13,8 @@ PUBLISHED = {
     "swin-small-w14": (32, 16, 180, False),
     "swin-base-w7": (16, 32, 200, False),
     "swin-base-w14": (64, 8, 200, True),
+    "cvt-tiny": (16, 64, 200, False),
+    "vil-2262": (16, 32, 200, False),
     "deit-small-p16": (16, 64, 0, False),
     "resnet50": (16, 64, 200, False),
 }
