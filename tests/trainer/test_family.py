@@ -117,6 +117,8 @@ CASES = {
     "swin": (TINIES["swin"], 7, 4),
     "vit": (TINY_VIT, 14, 2),
     "vit_p8": (replace(TINY_VIT, patch=8), 28, 2),
+    "cvt": (TINIES["cvt"], 28, 2),
+    "vil": (TINIES["vil"], 14, 2),
     "resnet": (TINIES["resnet"], 7, 0),
 }
 """Backbones, the side of their maps at 224 px, and their heads."""
