@@ -136,6 +136,7 @@ class _Passage:
         self._unpacker: Unpacker | None = None
         self._has_entered = False
         self._is_whole = False
+        self._is_answered = False
         self._num_held = 0
         self._num_unpacked = 0
         self.num_bytes = 0
@@ -160,6 +161,8 @@ class _Passage:
                 (b"x-request-id", self.request_id.encode()),
                 NO_SNIFFING,
             ]
+        elif not message.get("more_body", False):
+            self._is_answered = True
         await self._send(message)
 
     def hold(self, num_bytes: int) -> None:
@@ -190,7 +193,7 @@ class _Passage:
         except TimeoutError as error:
             raise RequestTimeout(f"the body took over {limits.timeout_s:g} s") from error
         if message["type"] != "http.request":
-            self.has_client_left = True
+            self.has_client_left = not self._is_answered
             return message
         num_bytes = len(message.get("body", b""))
         self.num_bytes += num_bytes

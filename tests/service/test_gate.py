@@ -254,6 +254,21 @@ def test_a_client_that_leaves_after_its_answer_is_not_cancelled():
     assert count(asyncio.run(main()), "other", "200") == 1
 
 
+def test_who_listens_for_the_client_until_it_leaves_answered_all_the_same():
+    async def listens(scope, receive, send):  # as Starlette's answers with files do
+        await answer(send)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def main():
+        client, door = Client(b""), gate(listens)
+        client.leaves.set()
+        await door(client.scope, client.receive, client.send)
+        return door
+
+    assert count(asyncio.run(main()), "other", "200") == 1
+
+
 def test_paths_of_clients_make_no_series_of_their_own():
     door = gate()
     for path in ("/a", "/b", "/" + "c" * 5000):
