@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summary = run(options)
     except UNMET as error:
         return _fail(str(error), 2)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         return _fail(f"stopped by a fault: {error}; the same command goes on", 1)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on", 130)

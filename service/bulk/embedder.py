@@ -91,6 +91,9 @@ class BatchEmbedder:
             picture, `sha256` of the file, `error` and `message`; `regions` (L, C) float16 if
             wanted. Vectors are L2-normalised. Where `error` is not empty the picture could not be
             read, and its numbers are NaN or 0.
+
+        Raises:
+            RuntimeError: if the engine fails.
         """
         files = [bytes(file) for file in batch["bytes"]]
         ask = partial(self._pipeline.infer, files, self._wanted.outputs, self._wanted.fit)
@@ -121,6 +124,8 @@ class BatchEmbedder:
             columns["regions"] = np.full((count, *shapes["regions"]), np.nan, np.float16)
         for row, result in enumerate(results):
             if not isinstance(result, Inferred):
+                if result.status >= 500:  # our own fault: no picture may be written off for it
+                    raise RuntimeError(f"the engine failed: {result.message}; the log says why")
                 columns["error"][row], columns["message"][row] = result.code, result.message
                 continue
             geometry = result.prepared.geometry

@@ -117,6 +117,21 @@ def test_a_run_that_ended_anywhere_goes_on_where_it_was(pictures, out, monkeypat
     assert not [*out.rglob(f"{TEMPORARY}*")]
 
 
+def test_an_engine_that_fails_stops_the_run_and_writes_off_no_picture(
+    pictures, out, monkeypatch, capsys
+):
+    def fail(*_, **__):
+        raise MemoryError("no room on the device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("service.engine_onnxruntime.OnnxRuntimeEngine.run", fail)
+        assert bulk(pictures, out) == 1
+    assert "the engine failed" in capsys.readouterr().err
+    assert parts(out) == []
+    assert bulk(pictures, out) == 0
+    assert pq.read_table(out / "errors.parquet").num_rows == 1
+
+
 def test_new_pictures_are_added_and_gone_ones_removed(pictures, out):
     assert bulk(pictures, out) == 0
     first = parts(out)[0].stat().st_mtime_ns
