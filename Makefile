@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := esvit trainer service benchmarks tests
 
-.PHONY: help install serve model format lint types check test test-all end-to-end clients fuzz coverage clean
+.PHONY: help install serve screenshot model format lint types check test test-all end-to-end clients fuzz coverage clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ serve: .venv/serve  ## the service on 127.0.0.1:8000 with the default model; nee
 
 model: .venv/dev  ## make the default model again
 	$(BIN)/python -m trainer.export_onnx --untrained --arch swin_nano_w8 --seed 0 --out service/models/default.onnx
+
+screenshot: .venv/browser  ## the picture in docs/playground.md
+	$(BIN)/python -m tests.browser.screenshot docs/playground.png
 
 format: .venv/dev  ## format the sources
 	$(BIN)/ruff format $(SOURCES)

@@ -91,7 +91,7 @@ export const attention = {
         const row = weights(picture, options.head, region);
         const ends = range(row);
         app.panels[side].paint(drawHeat(row, picture.map.grid, { ends, ...app.look }), app.look.opacity);
-        app.panels[side].scale(ends, region === null ? "weight, from all regions" : "weight");
+        app.panels[side].scale(ends, region === null ? "weight, pooled" : "weight");
         app.panels[side].mark(region === null ? [] : [{ region, kind: "query" }]);
       }
       showHeads();

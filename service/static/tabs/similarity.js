@@ -75,8 +75,8 @@ export const similarity = {
       const back = hottest(cosinesOf(app.pictures[other].map, best, app.pictures[at.side].map));
       readout.replaceChildren(
         h("strong", {}, counted[best].toFixed(3)),
-        h("p", {}, `${at.side.toUpperCase()} ${asks} → ${other.toUpperCase()} ${found}`),
-        h("p", { class: "soft" }, back === at.region ? "mutual: it leads back" : "one way: it leads elsewhere"),
+        h("p", {}, `${at.side.toUpperCase()} ${asks}`, h("br"), `→ ${other.toUpperCase()} ${found}`),
+        h("p", { class: "soft" }, back === at.region ? "mutual" : "not mutual"),
       );
       list.replaceChildren(...order.slice(0, NUM_LISTED).map((region) => row(other, region, counted)));
       app.describe(
