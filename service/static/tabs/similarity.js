@@ -76,7 +76,7 @@ export const similarity = {
       readout.replaceChildren(
         h("strong", {}, counted[best].toFixed(3)),
         h("p", {}, `${at.side.toUpperCase()} ${asks}`, h("br"), `→ ${other.toUpperCase()} ${found}`),
-        h("p", { class: "soft" }, back === at.region ? "mutual" : "not mutual"),
+        h("p", { class: "soft" }, back === at.region ? "mutual" : "one way"),
       );
       list.replaceChildren(...order.slice(0, NUM_LISTED).map((region) => row(other, region, counted)));
       app.describe(
