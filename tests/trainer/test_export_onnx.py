@@ -137,6 +137,14 @@ def test_limits_of_difference(difference, cosine, fp32, fp16):
     assert (is_equal(found, "fp32"), is_equal(found, "fp16")) == (fp32, fp16)
 
 
+@pytest.mark.parametrize(("size", "found"), [(0.5, 4e-4), (10.0, 4e-4), (200.0, 2e-5)])
+def test_difference_is_taken_in_proportion_to_large_values_only(size, found):
+    expected = np.full((1, 2), size, np.float32)
+    actual = expected + np.array([[0.0, 4e-4]], np.float32)
+    difference = export_onnx._comparison(1, "regions", actual, expected).difference
+    assert difference == pytest.approx(found, rel=0.05)
+
+
 def test_file_that_differs_is_not_written(model_path, tmp_path, checkpoint, capsys, monkeypatch):
     monkeypatch.setattr(export_onnx, "export", lambda *_: model_path.read_bytes())  # the teacher's
     out = tmp_path / "model.onnx"
