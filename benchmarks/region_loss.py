@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from esvit.fused_loss import FusedLoss
+from esvit.head import Prototypes
 from esvit.loss import Loss
 from esvit.model import Projections
 
@@ -31,10 +32,11 @@ FORMS = {"written": Loss, "fused": FusedLoss}
 
 
 def make_output(batch: int, sizes: tuple[int, ...], num_prototypes: int) -> Projections:
-    """Make random features, unit bottlenecks and unit prototypes; the latter two are leaves."""
+    """Make random features, unit bottlenecks, prototypes of length 1; the latter two are leaves."""
     num_rows = batch * sum(sizes)
     rows = F.normalize(torch.randn(num_rows, BOTTLENECK), dim=-1).requires_grad_()
-    prototypes = F.normalize(torch.randn(num_prototypes, BOTTLENECK), dim=-1).requires_grad_()
+    directions = torch.randn(num_prototypes, BOTTLENECK).requires_grad_()
+    prototypes = Prototypes(directions, torch.ones(num_prototypes, 1).requires_grad_())
     features = torch.randn(num_rows, DIM)
     return Projections(rows, prototypes, rows, prototypes, features, sizes)
 
@@ -57,7 +59,8 @@ def measure(form: str, precision: str, batch: int, repetitions: int, num_prototy
     before = resident_mb("VmRSS")
     seconds = []
     for _ in range(repetitions + 1):
-        student.view.grad = student.view_prototypes.grad = None
+        for leaf in (student.view, *student.view_prototypes):
+            leaf.grad = None
         start = time.perf_counter()
         with torch.autocast("cpu", enabled=precision == "bf16"):
             total = loss(student, teacher, 0.04).total

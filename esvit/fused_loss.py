@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from esvit.head import Prototypes
 from esvit.loss import Loss, match_regions, region_head, split_views, view_pairs
 from esvit.model import Projections
-from esvit.sweeps import Keys, Sweep, Workspace
+from esvit.sweeps import Keys, Rows, Sweep, Workspace
 
 
 class Pair(NamedTuple):
@@ -50,7 +51,7 @@ class Targets(NamedTuple):
 
     Attributes:
         bottleneck: (Q, D) of the teacher.
-        prototypes: (K, D) of the teacher.
+        prototypes: K of the teacher.
         center: (1, K).
         temperature: The teacher's.
         pairs: What is compared with what.
@@ -58,7 +59,7 @@ class Targets(NamedTuple):
     """
 
     bottleneck: Tensor
-    prototypes: Tensor
+    prototypes: Prototypes
     center: Tensor
     temperature: float
     pairs: list[Pair]
@@ -66,20 +67,21 @@ class Targets(NamedTuple):
 
 
 def fused_cross_entropy(
-    bottleneck: Tensor, prototypes: Tensor, temperature: float, targets: Targets
+    bottleneck: Tensor, prototypes: Prototypes, temperature: float, targets: Targets
 ) -> Tensor:
     """Weighted sum of cross-entropies between student and teacher rows.
 
     Args:
         bottleneck: (R, D) of the student.
-        prototypes: (K, D) of the student.
+        prototypes: K of the student.
         temperature: The student's.
         targets: The teacher's side.
 
     Returns:
         Float32 scalar, differentiable once in `bottleneck` and `prototypes`.
     """
-    loss: Tensor = _FusedCrossEntropy.apply(bottleneck, prototypes, temperature, targets)  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
+    # torch leaves `apply` untyped.
+    loss: Tensor = _FusedCrossEntropy.apply(bottleneck, *prototypes, temperature, targets)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -169,28 +171,31 @@ class FusedLoss(Loss):
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
-    """Loss and gradient in one go; backward only scales what forward has made."""
+    """Loss and gradient in one go; backward only takes the latter through the weight norm."""
 
     @staticmethod
     def forward(
         ctx: Any,  # torch gives contexts no public type
         bottleneck: Tensor,
-        prototypes: Tensor,
+        directions: Tensor,
+        lengths: Tensor,
         temperature: float,
         targets: Targets,
     ) -> Tensor:
-        """Make the loss and its gradients."""
+        """Make the loss and its gradients in the rows and the effective prototypes."""
         device = bottleneck.device.type
         dtype = (
             torch.get_autocast_dtype(device)
             if torch.is_autocast_enabled(device)
             else bottleneck.dtype
         )
+        prototypes = Prototypes(directions, lengths)
         with torch.autocast(device, enabled=False):
-            loss, grad_rows, grad_prototypes = _loss_and_gradients(
+            loss, grad_rows, grad_weight = _loss_and_gradients(
                 bottleneck.float(), prototypes, temperature, targets, dtype
             )
-        ctx.gradients = grad_rows.to(bottleneck.dtype), grad_prototypes.to(prototypes.dtype)
+        ctx.save_for_backward(directions, lengths)
+        ctx.gradients = grad_rows.to(bottleneck.dtype), grad_weight
         return loss
 
     @staticmethod
@@ -199,12 +204,14 @@ class _FusedCrossEntropy(torch.autograd.Function):
         """Scale the gradients by the loss's own; in place, they are used once."""
         if ctx.gradients is None:
             raise RuntimeError("the fused loss keeps its gradients for one backward pass only")
-        (grad_rows, grad_prototypes), ctx.gradients = ctx.gradients, None
-        return grad_rows.mul_(grad_loss), grad_prototypes.mul_(grad_loss), None, None
+        (grad_rows, grad_weight), ctx.gradients = ctx.gradients, None
+        prototypes = Prototypes(*ctx.saved_tensors)
+        grad_directions, grad_lengths = _through_weight_norm_(grad_weight, prototypes, grad_loss)
+        return grad_rows.mul_(grad_loss), grad_directions, grad_lengths, None, None
 
 
 def _loss_and_gradients(
-    rows: Tensor, prototypes: Tensor, temperature: float, targets: Targets, dtype: torch.dtype
+    rows: Tensor, prototypes: Prototypes, temperature: float, targets: Targets, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The three sums of the module's docstring, with products in `dtype`."""
     others = targets.bottleneck.float()
@@ -214,24 +221,35 @@ def _loss_and_gradients(
         totals[pair.rows] += pair.weight
         owed.index_add_(0, pair.matches, rows[pair.rows], alpha=-pair.weight / temperature)
 
-    values = _cast("values", prototypes, dtype, targets.workspace)
-    sweep = Sweep(values, max(len(rows), len(others)), targets.workspace)
-    queries = (rows / temperature).to(dtype)
-    means, logsumexps = sweep.expect(queries, Keys(values, None), queries * totals)
-    teacher_prototypes = _cast("keys", targets.prototypes, dtype, targets.workspace)
-    keys = Keys(teacher_prototypes, targets.center.flatten() / -targets.temperature)
-    target_means, _ = sweep.expect((others / targets.temperature).to(dtype), keys, owed)
-
-    loss = (totals * logsumexps).sum() + (target_means * owed).sum()
-    grad_rows = means.mul_(totals / temperature)
+    values = Keys.of(prototypes)
+    keys = Keys.of(targets.prototypes, targets.center.flatten() / -targets.temperature)
+    queries, other_queries = rows / temperature, others / targets.temperature
+    groups = (
+        Rows(queries.to(dtype), values, queries * totals),
+        Rows(other_queries.to(dtype), keys, owed),
+    )
+    found, grad_weight = Sweep(values, groups, targets.workspace).run()
+    means, target_means = torch.split(found.mean, [len(rows), len(others)])
+    loss = (totals * found.logsumexp[: len(rows)]).sum() + (target_means * owed).sum()
+    grad_rows = means * (totals / temperature)
     for pair in targets.pairs:
         target = target_means[pair.matches]  # (N, D)
         grad_rows[pair.rows].sub_(target, alpha=pair.weight / temperature)
-    return loss, grad_rows, sweep.gradient
+    return loss, grad_rows, grad_weight
 
 
-def _cast(name: str, values: Tensor, dtype: torch.dtype, workspace: Workspace) -> Tensor:
-    """Give (K, D) values in another dtype, in kept memory; the same values if they have it."""
-    if values.dtype == dtype:
-        return values.detach()
-    return workspace.take(name, tuple(values.shape), values.new_empty(0, dtype=dtype)).copy_(values)
+def _through_weight_norm_(
+    gradient: Tensor, prototypes: Prototypes, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Turn the gradient of effective prototypes, in place, into that of directions; and lengths.
+
+    With u = v / |v| and w = g u: dg = u . dw and dv = (g / |v|) (dw - u dg).
+    """
+    grad_lengths = torch.empty_like(prototypes.lengths)
+    parts = (torch.split(x, 4096) for x in (gradient, grad_lengths, *prototypes))
+    for block, grad_length, direction, length in zip(*parts, strict=True):
+        norm = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
+        along = (block * direction).sum(dim=1, keepdim=True) / norm
+        block.addcmul_(direction, along / norm, value=-1).mul_(factor * length / norm)
+        torch.mul(along, factor, out=grad_length)
+    return gradient, grad_lengths

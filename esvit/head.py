@@ -7,6 +7,7 @@ Shape letters: N rows (views or regions), C features, D bottleneck, K prototypes
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,33 @@ from torch import Tensor, nn
 from esvit.config import HeadConfig
 
 
+class Prototypes(NamedTuple):
+    """What a head compares a bottleneck with, as direction and length.
+
+    Weight normalisation (Salimans and Kingma 2016): the two are learned apart.
+
+    Attributes:
+        directions: (K, D), of any length over 0.
+        lengths: (K, 1), of the effective prototypes.
+    """
+
+    directions: Tensor
+    lengths: Tensor
+
+    @property
+    def scales(self) -> Tensor:
+        """What each direction is multiplied with, (K, 1)."""
+        norms: Tensor = torch.linalg.vector_norm(self.directions, dim=1, keepdim=True)
+        return self.lengths / norms
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective prototypes (K, D), of which logits are the products with a bottleneck."""
+        return self.directions * self.scales
+
+
 class WeightNormed(nn.Module):
-    """The prototypes as direction and length, under the names of the published checkpoints."""
+    """The prototypes under the names of the published checkpoints."""
 
     def __init__(self, in_dim: int, num_prototypes: int, norm_last_layer: bool) -> None:
         super().__init__()
@@ -25,10 +51,9 @@ class WeightNormed(nn.Module):
         nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))  # as nn.Linear does
 
     @property
-    def weight(self) -> Tensor:
-        """Effective weight (K, D): every row of length `weight_g`."""
-        length: Tensor = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
-        return self.weight_v * (self.weight_g / length)
+    def prototypes(self) -> Prototypes:
+        """The parameters by their meaning."""
+        return Prototypes(self.weight_v, self.weight_g)
 
 
 class ProjectionHead(nn.Module):
@@ -45,16 +70,16 @@ class ProjectionHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features (N, C) to logits (N, K)."""
-        return F.linear(self.bottleneck(x), self.prototypes)
+        return F.linear(self.bottleneck(x), self.prototypes.weight)
 
     def bottleneck(self, x: Tensor) -> Tensor:
         """Map features (N, C) to points (N, D) on the unit sphere."""
         return F.normalize(self.mlp(x), dim=-1)
 
     @property
-    def prototypes(self) -> Tensor:
-        """Effective prototypes (K, D), with gradients to direction and (if free) length."""
-        return self.last_layer.weight
+    def prototypes(self) -> Prototypes:
+        """The K prototypes, with gradients to direction and (if free) length."""
+        return self.last_layer.prototypes
 
 
 def _mlp(in_dim: int, config: HeadConfig) -> nn.Module:

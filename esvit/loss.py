@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esvit.correspondence import cosines, nearest
+from esvit.head import Prototypes
 from esvit.model import Projections
 
 
@@ -112,18 +113,18 @@ def region_loss(log_probs: Tensor, probs: Tensor, match: Tensor) -> Tensor:
     return -(probs[images, match] * log_probs).sum(dim=-1).mean()
 
 
-def mean_logits(bottleneck: Tensor, prototypes: Tensor) -> Tensor:
+def mean_logits(bottleneck: Tensor, prototypes: Prototypes) -> Tensor:
     """Mean of all logits of a batch, (1, K) float32, without making them.
 
     The last layer is linear: the mean of the logits is the logits of the mean.
 
     Args:
         bottleneck: (R, D).
-        prototypes: (K, D).
+        prototypes: K of them.
     """
-    with torch.no_grad(), torch.autocast(prototypes.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(bottleneck.device.type, enabled=False):
         mean = bottleneck.float().mean(dim=0, keepdim=True)
-        return F.linear(mean, prototypes.float())
+        return F.linear(mean, prototypes.directions) * prototypes.scales.T
 
 
 def average_over_processes(values: Tensor) -> Tensor:
@@ -200,8 +201,8 @@ class Loss(nn.Module):
     ) -> Tensor:
         """Mean of `view_loss` over all pairs."""
         num_student, num_teacher = len(student.regions_per_view), len(teacher.regions_per_view)
-        student_logits = F.linear(student.view, student.view_prototypes).chunk(num_student)
-        teacher_logits = F.linear(teacher.view, teacher.view_prototypes).chunk(num_teacher)
+        student_logits = F.linear(student.view, student.view_prototypes.weight).chunk(num_student)
+        teacher_logits = F.linear(teacher.view, teacher.view_prototypes.weight).chunk(num_teacher)
         log_probs = [student_log_probs(view, self.student_temperature) for view in student_logits]
         probs = [teacher_probs(view, self.center, teacher_temperature) for view in teacher_logits]
         pairs = view_pairs(num_student, num_teacher)
@@ -211,8 +212,8 @@ class Loss(nn.Module):
         self, student: Projections, teacher: Projections, teacher_temperature: float
     ) -> Tensor:
         """Mean of `region_loss` over all pairs."""
-        student_logits = split_views(F.linear(*region_head(student)), student.regions_per_view)
-        teacher_logits = split_views(F.linear(*region_head(teacher)), teacher.regions_per_view)
+        student_logits = split_views(region_logits(student), student.regions_per_view)
+        teacher_logits = split_views(region_logits(teacher), teacher.regions_per_view)
         student_features = split_views(student.region_features, student.regions_per_view)
         teacher_features = split_views(teacher.region_features, teacher.regions_per_view)
         log_probs = [student_log_probs(view, self.student_temperature) for view in student_logits]
@@ -243,8 +244,14 @@ class Loss(nn.Module):
             self.center_grid.lerp_(average_over_processes(torch.stack(means).mean(dim=0)), weight)
 
 
-def region_head(output: Projections) -> tuple[Tensor, Tensor]:
-    """Give a network's region bottleneck (R, D) and prototypes (K, D).
+def region_logits(output: Projections) -> Tensor:
+    """Give a network's region logits (R, K); takes and raises what `region_head` does."""
+    rows, prototypes = region_head(output)
+    return F.linear(rows, prototypes.weight)
+
+
+def region_head(output: Projections) -> tuple[Tensor, Prototypes]:
+    """Give a network's region bottleneck (R, D) and prototypes.
 
     Raises:
         ValueError: if it has no region head.

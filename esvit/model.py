@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from esvit.backbones import Backbone, Features
-from esvit.head import ProjectionHead
+from esvit.head import ProjectionHead, Prototypes
 
 
 class ViewFeatures(NamedTuple):
@@ -36,22 +36,23 @@ class ViewFeatures(NamedTuple):
 class Projections(NamedTuple):
     """What the losses need, before any logit is made.
 
-    Logits are `view @ view_prototypes.T` and `regions @ region_prototypes.T`; a loss may make them
-    a few rows at a time. The region fields are None in a model without a region head.
+    Logits are `view @ view_prototypes.weight.T` and `regions @ region_prototypes.weight.T`; a loss
+    may make them a few rows at a time. Prototypes are the network's parameters, no copies: they are
+    right until these change. The region fields are None in a model without a region head.
 
     Attributes:
         view: (V * B, D) view bottleneck on the unit sphere.
-        view_prototypes: (K, D).
+        view_prototypes: K of them.
         regions: (R, D) region bottleneck on the unit sphere, or None.
-        region_prototypes: (K, D), or None.
+        region_prototypes: K of them, or None.
         region_features: (R, C) backbone features, by which regions are matched.
         regions_per_view: L of each of the V views.
     """
 
     view: Tensor
-    view_prototypes: Tensor
+    view_prototypes: Prototypes
     regions: Tensor | None
-    region_prototypes: Tensor | None
+    region_prototypes: Prototypes | None
     region_features: Tensor
     regions_per_view: tuple[int, ...]
 

@@ -12,28 +12,66 @@ Shapes: R rows, N of them in a chunk, D columns, K prototypes, W of them in a bl
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 96 * 2**20
-"""Exponentials that live at once: in bfloat16 the regions of four images and 65536 prototypes."""
+from esvit.head import Prototypes
 
-BLOCK_BYTES = 8 * 2**20
-"""Float32 logits that are worked on at once: near the caches, yet long enough to start threads."""
+CHUNK_BYTES = 144 * 2**20
+"""Exponentials that live at once: in bfloat16 all rows of four images over 65536 prototypes."""
+
+BLOCK_BYTES = 16 * 2**20
+"""Float32 logits that are worked on at once: near the caches, yet few enough calls."""
+
+MAX_WIDTH = 8192
+"""Prototypes in a block at most."""
 
 
 class Keys(NamedTuple):
-    """What logits are made with.
+    """What rows are compared with, or averaged.
 
     Attributes:
-        prototypes: (K, D), of the products' dtype.
+        prototypes: K of them, float32.
+        scales: (K, 1), those of the prototypes, made once.
         bias: (K,) float32 added to the logits, or None.
     """
 
-    prototypes: Tensor
+    prototypes: Prototypes
+    scales: Tensor
     bias: Tensor | None
+
+    @classmethod
+    def of(cls, prototypes: Prototypes, bias: Tensor | None = None) -> "Keys":
+        """Take prototypes without their graph."""
+        detached = Prototypes(*(part.detach().float() for part in prototypes))
+        return cls(detached, detached.scales, bias)
+
+    def write(self, span: slice, out: Tensor) -> Tensor:
+        """Write effective prototypes into the first rows of memory (W, D) of any dtype."""
+        effective = self.prototypes.directions[span] * self.scales[span]
+        return out[: len(effective)].copy_(effective)
+
+
+class Rows(NamedTuple):
+    """Rows that all meet the same keys.
+
+    Attributes:
+        queries: (R, D) of the products' dtype; logits are `queries @ keys^T + bias`.
+        keys: What they are compared with.
+        cotangents: (R, D) float32, what their softmax gives to the gradient.
+    """
+
+    queries: Tensor
+    keys: Keys
+    cotangents: Tensor
+
+    def split(self, num_chunks: int) -> list["Rows"]:
+        """Cut into chunks of nearly equal size."""
+        pairs = (x.tensor_split(num_chunks) for x in (self.queries, self.cotangents))
+        return [Rows(queries, self.keys, owed) for queries, owed in zip(*pairs, strict=True)]
 
 
 class Expectation(NamedTuple):
@@ -77,52 +115,55 @@ class Workspace:
 
 
 class Sweep:
-    """Goes through values (K, D), with memory that all chunks of rows share."""
+    """Goes through values (K, D) with rows, chunk after chunk, in memory that all chunks share."""
 
-    def __init__(self, values: Tensor, max_rows: int, workspace: Workspace) -> None:
-        """Take memory for chunks of at most `max_rows` rows.
+    def __init__(self, values: Keys, groups: Sequence[Rows], workspace: Workspace) -> None:
+        """Take memory.
 
         Args:
-            values: (K, D), of the products' dtype.
-            max_rows: The most rows that will come at once.
+            values: What is averaged.
+            groups: All rows; of one dtype, which is that of the products.
             workspace: Where memory is kept; not shared with another sweep under way.
         """
-        self.values = values
-        self.gradient = torch.zeros_like(values, dtype=torch.float32)
-        K, D = values.shape
-        self._max_rows = max(1, min(max_rows, CHUNK_BYTES // (K * values.element_size())))
-        self._width = min(K, max(256, BLOCK_BYTES // (4 * self._max_rows) // 256 * 256))
-        self._exps = workspace.take("exps", (self._max_rows * K,), values)
-        self._is_float32 = values.dtype == torch.float32
+        like = groups[0].queries
+        counts = [len(rows.queries) for rows in groups]
+        K, D = values.prototypes.directions.shape
+        self._values = values
+        self._gradient = torch.empty_like(values.prototypes.directions)
+        self._is_float32 = like.dtype == torch.float32
+        num_chunks = -(-sum(counts) * K * like.element_size() // CHUNK_BYTES)
+        self._chunks = list(zip(*(rows.split(num_chunks) for rows in groups), strict=True))
+        max_rows = sum(-(-count // num_chunks) for count in counts)
+        self._width = min(K, max(256, min(BLOCK_BYTES // (4 * max_rows) // 256 * 256, MAX_WIDTH)))
+        self._exps = workspace.take("exps", (max_rows * K,), like)
+        self._value_block = workspace.take("values", (self._width, D), like)
+        self._key_block = workspace.take("keys", (self._width, D), like)
         if not self._is_float32:
-            size = self._max_rows * self._width
-            self._logits = workspace.take("logits", (size,), self.gradient)
-            product = (max(self._max_rows, self._width), D)
-            self._product = workspace.take("product", product, values)
-            self._product32 = workspace.take("product32", product, self.gradient)
+            product = (max(max_rows, self._width), D)
+            self._logits = workspace.take("logits", (max_rows * self._width,), self._gradient)
+            self._product = workspace.take("product", product, like)
+            self._product32 = workspace.take("product32", product, self._gradient)
 
-    def expect(self, queries: Tensor, keys: Keys, cotangents: Tensor) -> Expectation:
-        """Give each row's mean value; adds softmax^T cotangents to the gradient.
+    def run(self) -> tuple[Expectation, Tensor]:
+        """Give what is known of all rows, group by group, and the (K, D) float32 gradient.
 
-        Args:
-            queries: (R, D) rows, whose logits are `queries @ prototypes^T + bias`.
-            keys: What logits are made with.
-            cotangents: (R, D) float32.
+        The gradient is the sum of softmax^T cotangents over all rows.
         """
-        num_chunks = -(-len(queries) // self._max_rows)
-        mean = torch.zeros_like(cotangents)
-        logsumexp = mean.new_empty(len(mean), 1)
-        parts = (x.tensor_split(num_chunks) for x in (queries, cotangents, mean, logsumexp))
-        for chunk, chunk_cotangents, *result in zip(*parts, strict=True):
-            blocks = self._blocks(len(chunk))
-            self._fill(chunk, keys, blocks, Expectation(*result))
-            self._add_gradient(blocks, result[1], chunk_cotangents)
-        return Expectation(mean, logsumexp)
+        found: list[list[Tensor]] = []
+        for number, chunk in enumerate(self._chunks):
+            blocks = self._blocks(sum(len(rows.queries) for rows in chunk))
+            mean, logsumexp = self._fill(chunk, blocks)
+            cotangents = torch.cat([rows.cotangents for rows in chunk])
+            self._add_gradient(blocks, logsumexp, cotangents, is_first=number == 0)
+            both = torch.cat([mean, logsumexp], dim=1)
+            found.append(list(torch.split(both, [len(rows.queries) for rows in chunk])))
+        of_all = torch.cat([part for group in zip(*found, strict=True) for part in group])
+        return Expectation(of_all[:, :-1], of_all[:, -1:]), self._gradient
 
     def _blocks(self, num_rows: int) -> list[_Block]:
         """Cut the memory into one contiguous piece for each block of prototypes."""
-        K, width = len(self.values), self._width
-        maxima = self.gradient.new_empty(-(-K // width), num_rows, 1)
+        K, width = len(self._gradient), self._width
+        maxima = self._gradient.new_empty(-(-K // width), num_rows, 1)
         blocks = []
         for start, maximum in zip(range(0, K, width), maxima, strict=True):
             span = slice(start, min(start + width, K))
@@ -132,46 +173,62 @@ class Sweep:
             blocks.append(_Block(span, exps, logits, maximum))
         return blocks
 
-    def _fill(self, queries: Tensor, keys: Keys, blocks: list[_Block], result: Expectation) -> None:
-        """Fill a chunk's blocks and its result; sums under an older maximum are rescaled."""
-        mean, logsumexp = result
-        total = torch.zeros_like(logsumexp)
-        maximum = torch.full_like(logsumexp, -torch.inf)
+    def _fill(self, chunk: Sequence[Rows], blocks: Sequence[_Block]) -> Expectation:
+        """Fill a chunk's blocks; sums under an older maximum are rescaled."""
+        total = torch.zeros_like(blocks[0].maximum)
+        maximum = torch.full_like(total, -torch.inf)
+        mean = total.new_zeros(len(total), self._gradient.shape[1])
         for block in blocks:
-            block_total = _exponentiate(queries, keys, block)
+            values = self._values.write(block.span, self._value_block)
+            self._compare(chunk, block, values)
+            block_total = _exponentiate(block)
             new_maximum = torch.maximum(maximum, block.maximum)
             old, new = (maximum - new_maximum).exp_(), (block.maximum - new_maximum).exp_()
             total.mul_(old).addcmul_(block_total, new)
-            product = self._multiply(block.exps, self.values[block.span])
-            mean.mul_(old).addcmul_(product, new)
+            mean.mul_(old).addcmul_(self._multiply(block.exps, values), new)
             maximum = new_maximum
-        mean.div_(total)
-        torch.add(maximum, total.log_(), out=logsumexp)
+        return Expectation(mean.div_(total), maximum + total.log_())
 
-    def _add_gradient(self, blocks: list[_Block], logsumexp: Tensor, cotangents: Tensor) -> None:
-        """Add a chunk's softmax^T cotangents to the gradient."""
+    def _compare(self, chunk: Sequence[Rows], block: _Block, values: Tensor) -> None:
+        """Write the logits of a chunk's rows over a block."""
+        sizes = [len(rows.queries) for rows in chunk]
+        for rows, exps in zip(chunk, torch.split(block.exps, sizes), strict=True):
+            is_value = rows.keys is self._values
+            keys = values if is_value else rows.keys.write(block.span, self._key_block)
+            torch.mm(rows.queries, keys.T, out=exps)
+        block.logits.copy_(block.exps)  # nothing moves where they are the same memory
+        for rows, logits in zip(chunk, torch.split(block.logits, sizes), strict=True):
+            if rows.keys.bias is not None:
+                logits.add_(rows.keys.bias[block.span])
+
+    def _add_gradient(
+        self, blocks: Sequence[_Block], logsumexp: Tensor, cotangents: Tensor, *, is_first: bool
+    ) -> None:
+        """Add a chunk's softmax^T cotangents to the gradient; the first chunk's are written."""
         for block in blocks:
             scaled = (cotangents * (block.maximum - logsumexp).exp_()).to(block.exps.dtype)
+            gradient = self._gradient[block.span]
             if self._is_float32:
-                self.gradient[block.span].addmm_(block.exps.T, scaled)
+                gradient.addmm_(block.exps.T, scaled, beta=0 if is_first else 1)
+            elif is_first:
+                gradient.copy_(self._product_of(block.exps.T, scaled))
             else:
-                self.gradient[block.span].add_(self._multiply(block.exps.T, scaled))
+                gradient.add_(self._multiply(block.exps.T, scaled))
 
     def _multiply(self, left: Tensor, right: Tensor) -> Tensor:
         """Give left @ right in float32, valid until the next product."""
         if self._is_float32:
             return left @ right
-        product = torch.mm(left, right, out=self._product[: len(left)])
-        return self._product32[: len(left)].copy_(product)
+        return self._product32[: len(left)].copy_(self._product_of(left, right))
+
+    def _product_of(self, left: Tensor, right: Tensor) -> Tensor:
+        """Give left @ right in the products' dtype, valid until the next product."""
+        return torch.mm(left, right, out=self._product[: len(left)])
 
 
-def _exponentiate(queries: Tensor, keys: Keys, block: _Block) -> Tensor:
-    """Write a block's exp(logits - maximum) and maximum; gives the (N, 1) float32 sums."""
-    torch.mm(queries, keys.prototypes[block.span].T, out=block.exps)
-    logits = block.logits.copy_(block.exps)  # nothing moves where they are the same memory
-    if keys.bias is not None:
-        logits.add_(keys.bias[block.span])
-    torch.amax(logits, dim=1, keepdim=True, out=block.maximum)
-    logits.sub_(block.maximum).exp_()
-    block.exps.copy_(logits)
-    return logits.sum(dim=1, keepdim=True)
+def _exponentiate(block: _Block) -> Tensor:
+    """Turn a block's logits into exp(logits - maximum); gives the (N, 1) float32 sums."""
+    torch.amax(block.logits, dim=1, keepdim=True, out=block.maximum)
+    block.logits.sub_(block.maximum).exp_()
+    block.exps.copy_(block.logits)
+    return block.logits.sum(dim=1, keepdim=True)

@@ -76,7 +76,7 @@ class HealthCheck:
         with evaluating(state.student, state.teacher):
             teacher = state.teacher(few[: self.num_global_views])
             student = state.student(few)
-        logits = F.linear(teacher.view, teacher.view_prototypes)
+        logits = F.linear(teacher.view, teacher.view_prototypes.weight)
         probs = teacher_probs(logits, state.loss.center, temperature)
         entropies = torch.special.entr(probs).sum(dim=-1)  # (N,)
         self._choices.extend((logits - state.loss.center).argmax(dim=-1).tolist())
@@ -122,7 +122,9 @@ def _divergence(
     """Cross-entropy less entropy, over all pairs of different views."""
     num_student, num_teacher = len(student.regions_per_view), len(entropies)
     B = len(student.view) // num_student
-    log_probs = student_log_probs(F.linear(student.view, student.view_prototypes), temperature)
+    log_probs = student_log_probs(
+        F.linear(student.view, student.view_prototypes.weight), temperature
+    )
     of_student, of_teacher = torch.split(log_probs, B), torch.split(probs, B)
     pairs = view_pairs(num_student, num_teacher // B)
     crosses = [-(of_teacher[t] * of_student[s]).sum(dim=-1).mean() for t, s in pairs]

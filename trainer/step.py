@@ -130,8 +130,9 @@ def train_step(
     if (state.step - 1) // schedule_config.steps_per_epoch < config.freeze_epochs:
         freeze_last_layers(state.student)
     state.optimizer.step()
-    update_teacher(state.teacher, state.student, values.momentum)
+    # Centers first: the teacher's outputs hold its prototypes themselves, which are about to move.
     state.loss.update_centers(*teacher_parts)
+    update_teacher(state.teacher, state.student, values.momentum)
     return report
 
 

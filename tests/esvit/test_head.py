@@ -56,14 +56,14 @@ def test_initialisation_equals_the_reference(arrays):
 def test_logits_are_bottleneck_times_prototypes(arrays):
     head = load(arrays, "norm_false")
     x = torch.from_numpy(arrays["norm_false/x"])
-    torch.testing.assert_close(head(x), head.bottleneck(x) @ head.prototypes.T)
+    torch.testing.assert_close(head(x), head.bottleneck(x) @ head.prototypes.weight.T)
     torch.testing.assert_close(head.bottleneck(x).norm(dim=-1), torch.ones(len(x)))
 
 
 def test_prototypes_have_the_length_of_their_gain(arrays):
     head = load(arrays, "norm_false")
     gains = head.last_layer.weight_g[:, 0].abs()
-    torch.testing.assert_close(head.prototypes.norm(dim=1), gains)
+    torch.testing.assert_close(head.prototypes.weight.norm(dim=1), gains)
 
 
 def test_batch_norm_follows_each_hidden_layer():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from esvit.fused_loss import FusedLoss
+from esvit.head import Prototypes
 from esvit.loss import (
     Loss,
     average_over_processes,
@@ -39,9 +40,8 @@ def recorded_output(reference, step, who, sizes):
     def rows(name):
         return torch.from_numpy(reference[f"{step}/in/{who}_{name}"]).requires_grad_()
 
-    return Projections(
-        rows("cls"), torch.eye(K), rows("region"), torch.eye(K), rows("fea"), tuple(sizes)
-    )
+    same = Prototypes(torch.eye(K), torch.ones(K, 1))
+    return Projections(rows("cls"), same, rows("region"), same, rows("fea"), tuple(sizes))
 
 
 def assert_equals_recorded(actual, reference, name):
@@ -101,11 +101,15 @@ def test_state_has_the_published_names(reference):
 
 def random_output(sizes, *, images=2, dim=4, prototypes=6, with_region=True):
     num_rows = images * sum(sizes)
+
+    def normed():
+        return Prototypes(torch.randn(prototypes, dim), torch.rand(prototypes, 1))
+
     return Projections(
         view=torch.randn(images * len(sizes), dim),
-        view_prototypes=torch.randn(prototypes, dim),
+        view_prototypes=normed(),
         regions=torch.randn(num_rows, dim) if with_region else None,
-        region_prototypes=torch.randn(prototypes, dim) if with_region else None,
+        region_prototypes=normed() if with_region else None,
         region_features=torch.randn(num_rows, 5),
         regions_per_view=tuple(sizes),
     )
@@ -123,7 +127,7 @@ def test_any_number_and_size_of_views_equals_the_written_out_sum(loss_class, siz
     losses = loss(student, teacher, 0.5)
 
     def logits(rows, prototypes, lengths):
-        return split_views(rows @ prototypes.T, lengths)
+        return split_views(rows @ prototypes.weight.T, lengths)
 
     def scaled(views, center, temperature):
         return [(view - center) / temperature for view in views]
@@ -230,8 +234,8 @@ def test_weights_that_ask_for_nothing_are_refused(weights):
 
 def test_mean_of_logits_is_logits_of_mean():
     torch.manual_seed(0)
-    rows, prototypes = torch.randn(10, 4), torch.randn(6, 4)
-    expected = (rows @ prototypes.T).mean(dim=0, keepdim=True)
+    rows, prototypes = torch.randn(10, 4), Prototypes(torch.randn(6, 4), torch.rand(6, 1))
+    expected = (rows @ prototypes.weight.T).mean(dim=0, keepdim=True)
     torch.testing.assert_close(mean_logits(rows, prototypes), expected)
 
 

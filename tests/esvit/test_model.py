@@ -47,8 +47,8 @@ def test_views_of_equal_size_share_a_pass(model, views):
 @torch.no_grad()
 def test_projections_make_the_logits(model, views):
     projections, logits = model(views), model.logits(views)
-    torch.testing.assert_close(projections.view @ projections.view_prototypes.T, logits.view)
-    regions = projections.regions @ projections.region_prototypes.T
+    torch.testing.assert_close(projections.view @ projections.view_prototypes.weight.T, logits.view)
+    regions = projections.regions @ projections.region_prototypes.weight.T
     torch.testing.assert_close(regions, logits.regions)
     torch.testing.assert_close(projections.region_features, logits.region_features)
     assert projections.regions_per_view == logits.regions_per_view
@@ -87,8 +87,8 @@ def test_foreign_key_is_refused_on_loading(model):
 def test_gradients_reach_both_heads_and_the_backbone(model, views):
     projections = model(views)
     total = projections.view.square().sum() + projections.region_features.sum()
-    total = total + (projections.regions @ projections.region_prototypes.T).sum()
-    (total + projections.view_prototypes.sum()).backward()
+    total = total + (projections.regions @ projections.region_prototypes.weight.T).sum()
+    (total + projections.view_prototypes.weight.sum()).backward()
     without = {name for name, value in model.named_parameters() if value.grad is None}
     assert without == {"head.last_layer.weight_g", "head_dense.last_layer.weight_g"}
 

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from esvit.head import Prototypes
 from esvit.loss import Loss
 from esvit.model import Projections
 from trainer.health import Health, HealthCheck, diagnose
@@ -23,7 +24,8 @@ class Fixed(torch.nn.Module):
         rows = torch.cat([self.view[:B]] * len(views))
         features = torch.cat([self.features[:B].flatten(0, 1)] * len(views))
         L = self.features.shape[1]
-        return Projections(rows, self.prototypes, None, None, features, (L,) * len(views))
+        prototypes = Prototypes(self.prototypes, self.prototypes.norm(dim=1, keepdim=True))
+        return Projections(rows, prototypes, None, None, features, (L,) * len(views))
 
 
 def state(view, features, prototypes):
