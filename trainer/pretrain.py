@@ -29,6 +29,7 @@ from trainer.config import PretrainConfig
 from trainer.config_file import read_config
 from trainer.data.images import TooManyBadImages
 from trainer.data.loader import Batch, PixelFinish
+from trainer.devices import keep_freed_memory
 from trainer.distributed import StopRequest
 from trainer.health import HealthCheck
 from trainer.monitor import SKIPPED, Meter, Monitor, note_skipped, set_up_logging
@@ -215,6 +216,7 @@ def refuse(error: Exception) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and give its exit code."""
     config = parse(argv)
+    keep_freed_memory()
     with distributed.process_group():
         console = set_up_logging(is_main=distributed.is_main())
         try:

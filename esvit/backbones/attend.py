@@ -1,12 +1,18 @@
 """Scaled dot-product attention, fused or written out: whichever a network should run at the time.
 
-Shape letters: B batch, or whatever stands before the heads, S queries, T keys, D channels of a
-head. Leading axes must agree or be 1.
+Shape letters: B batch, or whatever stands before the heads, N biases, S queries, T keys, D channels
+of a head.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK_BYTES = 4 * 2**20
+"""Float32 scores that a backward pass works on at once: near the caches."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -16,7 +22,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale
         query: (B, heads, S, D).
         key: (B, heads, T, D).
         value: (B, heads, T, D).
-        bias: (1 or B, heads, S, T), or None for none.
+        bias: (N, heads, S, T), where N divides B: row b has bias b % N. Or None for none.
         scale: Of the scores.
 
     Returns:
@@ -25,8 +31,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale
     # An exporter takes the fused operator apart, with more copies than the written-out form.
     if torch.compiler.is_exporting():
         return attend_with_weights(query, key, value, bias, scale)[0]
-    bias = None if bias is None else bias.to(query.dtype)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+    if bias is None or torch.compiler.is_compiling() or not _is_learned(bias):
+        return _attend_fused(query, key, value, bias, scale)
+    # torch leaves `apply` untyped.
+    attended: Tensor = _AttendWithBias.apply(query, key, value, bias, scale)  # type: ignore[no-untyped-call]
+    return attended
 
 
 def attend_with_weights(
@@ -34,5 +43,80 @@ def attend_with_weights(
 ) -> tuple[Tensor, Tensor]:
     """Mix values as `attend` does and give the weights (B, heads, S, T) as well."""
     scores = (query * scale) @ key.transpose(-2, -1)
-    weights = (scores if bias is None else scores + bias).softmax(-1)
+    if bias is not None:
+        scores = scores.view(-1, *bias.shape) + bias
+    weights = scores.view(*query.shape[:3], -1).softmax(-1)
     return weights.to(value.dtype) @ value, weights
+
+
+def _is_learned(bias: Tensor) -> bool:
+    return torch.is_grad_enabled() and bias.requires_grad
+
+
+def _attend_fused(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
+) -> Tensor:
+    """Let torch choose the operator."""
+    if bias is not None:
+        repeats = len(query) // len(bias)
+        bias = bias.to(query.dtype).expand(repeats, *bias.shape).flatten(0, 1)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+
+
+class _AttendWithBias(torch.autograd.Function):
+    """Attention with a bias that is learned, for which torch has no fused operator on every device.
+
+    Nothing of size S x T is kept: the backward pass makes the weights again, a few rows at a time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # torch gives contexts no public type
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """Attend."""
+        ctx.save_for_backward(query, key, value, bias)
+        ctx.scale = scale
+        return _attend_fused(query, key, value, bias, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # as above
+        """Give the four gradients."""
+        query, key, value, bias = ctx.saved_tensors
+        grads = [torch.empty_like(x) for x in (query, key, value)]
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32)
+        bias = bias.to(query.dtype).float()  # as the forward pass rounded it
+        rows = max(1, CHUNK_BYTES // (4 * bias.numel())) * len(bias)
+        tensors = (torch.split(x, rows) for x in (grad, query, key, value, *grads))
+        for grad_part, q, k, v, *grad_parts in zip(*tensors, strict=True):
+            *parts, part_of_bias = _gradients(grad_part, (q, k, v), bias, ctx.scale)
+            for whole, part in zip(grad_parts, parts, strict=True):
+                whole.copy_(part)
+            grad_bias += part_of_bias
+        return *grads, grad_bias, None
+
+
+def _gradients(
+    grad: Tensor, inputs: tuple[Tensor, Tensor, Tensor], bias: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Make the weights of some rows again, and give the gradients of query, key, value and bias."""
+    shape, dtype = grad.shape, grad.dtype
+    grad, query, key, value = (x.reshape(-1, *x.shape[2:]) for x in (grad, *inputs))
+    scores = torch.bmm(query, key.mT).float().view(-1, *bias.shape)  # (B / N, N, heads, S, T)
+    weights = torch.add(bias, scores, alpha=scale).softmax(-1)
+    grad_weights = torch.bmm(grad, value.mT).float().view_as(weights)
+    # What torch's own softmax does going back.
+    grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, torch.float32)
+    weights = weights.to(dtype).view(-1, *bias.shape[2:])
+    scaled = (grad_scores * scale).to(dtype).view_as(weights)
+    return (
+        torch.bmm(scaled, key).view(shape),
+        torch.bmm(scaled.mT, query).view(inputs[1].shape),
+        torch.bmm(weights.mT, grad).view(inputs[2].shape),
+        grad_scores.sum(0),
+    )

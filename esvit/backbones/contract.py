@@ -18,13 +18,15 @@ regions (positions of the last map, row by row), D the channels of several block
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint, noop_context_fn
+
+from esvit.backbones.remake import keep_all
 
 
 class Features(NamedTuple):
@@ -130,9 +132,9 @@ class Backbone(nn.Module, ABC):
         norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), _same_statistics(norms)
+            return keep_all(), _again(norms)
 
-        context_fn = contexts if norms else noop_context_fn
+        context_fn = noop_context_fn if torch.compiler.is_compiling() and not norms else contexts
         return cast(Tensor, checkpoint(block, x, *size, use_reentrant=False, context_fn=context_fn))
 
     def checked_count(self, n: int) -> int:
@@ -176,12 +178,13 @@ def drop_rates(last: float, num_blocks: int) -> list[float]:
 
 
 @contextmanager
-def _same_statistics(norms: list[_BatchNorm]) -> Generator[None]:
+def _again(norms: list[_BatchNorm]) -> Generator[None]:
     """Put batch norms' running statistics back afterwards: they have seen this batch before."""
     buffers = [buffer for norm in norms for buffer in norm.buffers()]
     before = [buffer.clone() for buffer in buffers]
     try:
-        yield
+        with keep_all():
+            yield
     finally:
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esvit.backbones.attend import attend
+from esvit.backbones.remake import use_and_remake
 
 EPS = 1e-6
 """Epsilon of layer norms; torch's own default would move region features by 3e-5."""
@@ -39,8 +40,6 @@ class Attention(nn.Module):
         num, T, C = x.shape
         qkv = self.qkv(x).view(num, T, 3, self.num_heads, C // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if bias is not None:
-            bias = bias.to(query.dtype).expand(num // bias.shape[0], *bias.shape).flatten(0, 1)
         return self._join(attend(query, key, value, bias, query.shape[-1] ** -0.5))
 
     def with_weights(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -83,7 +82,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Work on the last axis of (..., C)."""
-        return cast(Tensor, self.fc2(F.gelu(self.fc1(x))))
+        return use_and_remake(F.gelu, self.fc1(x), self.fc2)
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:
@@ -109,7 +108,7 @@ class ResidualBlock(nn.Module):
     def add(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add to x what attention gave, then what the MLP gives, with stochastic depth."""
         x = x + self._drop(attended)
-        return x + self._drop(self.mlp(self.norm2(x)))
+        return x + self._drop(use_and_remake(self.norm2, x, self.mlp))
 
     def _drop(self, x: Tensor) -> Tensor:
         return drop_path(x, self.drop_rate) if self.training and self.drop_rate else x

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esvit.backbones.layers import EPS, Attention, ResidualBlock
+from esvit.backbones.remake import use_and_remake
 from esvit.backbones.windows import (
     Layout,
     Windows,
@@ -68,7 +69,9 @@ class SwinBlock(ResidualBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to a map of the same shape."""
         layout, bias = self._layout_and_bias(x)
-        attended = self.attn(to_windows(self.norm1(x), layout), bias)
+        attended = use_and_remake(
+            lambda x: to_windows(self.norm1(x), layout), x, lambda windows: self.attn(windows, bias)
+        )
         return self.add(x, from_windows(attended, layout, x.shape[1], x.shape[2]))
 
     def with_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +103,7 @@ class PatchMerging(nn.Module):
         x = x.view(B, (H + 1) // 2, 2, (W + 1) // 2, 2, C)
         # The published order of the four: down the first column, then down the second.
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)
-        return cast(Tensor, self.reduction(self.norm(x)))
+        return use_and_remake(self.norm, x, self.reduction)
 
 
 class Stage(nn.Module):

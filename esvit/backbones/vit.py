@@ -26,6 +26,7 @@ from esvit.backbones.contract import (
     drop_rates,
 )
 from esvit.backbones.layers import EPS, Attention, ResidualBlock, initialise_linear
+from esvit.backbones.remake import use_and_remake
 from esvit.state import State, count_numbered, tensor_of
 
 HEAD_DIM = 64
@@ -124,7 +125,7 @@ class ViTBlock(ResidualBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, T, C) to tokens."""
-        return self.add(x, self.attn(self.norm1(x)))
+        return self.add(x, use_and_remake(self.norm1, x, self.attn))
 
     def with_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map as `forward` does and give the attention weights (B, heads, T, T) as well."""

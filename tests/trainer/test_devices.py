@@ -1,3 +1,8 @@
+import platform
+import resource
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -33,3 +38,21 @@ def test_precision_is_bf16_where_the_processor_multiplies_it():
     able = torch.cpu.get_capabilities()
     expected = "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "fp32"
     assert choose_precision(ComputeConfig(), torch.device("cpu")) == expected
+
+
+FAULTS = """
+import resource, torch
+from trainer.devices import keep_freed_memory
+assert keep_freed_memory()
+torch.ones(10**7)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(10**7)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="wants glibc")
+def test_freed_memory_is_used_again_without_asking_the_system():
+    command = [sys.executable, "-c", FAULTS]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(answer.stdout) < 4e7 / resource.getpagesize() / 10

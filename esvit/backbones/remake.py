@@ -1,0 +1,59 @@
+"""Cheap results that a backward pass makes again instead of keeping them.
+
+A linear layer keeps its input, for the gradient of its weight. Where that input comes out of a
+layer norm or a GELU, which keep their own input as well, it can be made again from that: no matrix
+product is repeated, and half of what a transformer's block keeps is not kept.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+_is_on = ContextVar("remake_is_on", default=True)
+
+
+def use_and_remake(
+    make: Callable[[Tensor], Tensor], x: Tensor, use: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Give use(make(x)); where its backward pass asks for make(x), it is made again from x.
+
+    Args:
+        make: Cheap and without chance.
+        x: Kept in place of make(x).
+        use: Keeps its input as it is or reshaped, as `nn.Linear` does.
+    """
+    if torch.compiler.is_compiling() or not _is_on.get():  # a compiler chooses what it keeps
+        return use(make(x))
+    made = make(x)
+    if not made.requires_grad:
+        return use(made)
+    device = x.device.type
+    dtype, is_autocast = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    address, size = made.data_ptr(), made.numel()
+
+    def pack(kept: Tensor) -> Tensor | torch.Size:
+        is_made = kept.data_ptr() == address and kept.numel() == size
+        return kept.shape if is_made else kept
+
+    def unpack(kept: Tensor | torch.Size) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        with torch.no_grad(), torch.autocast(device, dtype, enabled=is_autocast):
+            return make(x).view(kept)
+
+    with saved_tensors_hooks(pack, unpack):
+        return use(made)
+
+
+@contextmanager
+def keep_all() -> Generator[None]:
+    """Keep everything in this block: what goes on here is all made again anyway."""
+    token = _is_on.set(False)
+    try:
+        yield
+    finally:
+        _is_on.reset(token)
