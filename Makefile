@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := esvit trainer service benchmarks tests
 
-.PHONY: help install serve screenshot model format lint types check test test-all end-to-end clients fuzz coverage clean
+.PHONY: help install serve screenshot model format lint types check test test-all processes end-to-end clients fuzz coverage clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,9 @@ test-all: check .venv/browser  ## the slow tests as well
 	$(BIN)/python -m pytest $(BROWSING)
 	$(BIN)/python -m pytest -m "not gpu" $(TRAINING)
 	$(MAKE) end-to-end
+
+processes: .venv/dev  ## runs that are killed, signalled and spread over several processes
+	$(BIN)/python -m pytest -m slow tests/trainer/test_pretrain.py -k "killed or processes"
 
 end-to-end: .venv/dev  ## images, a run, its features, a model file, its answers, by the commands that users type
 	$(BIN)/python -m pytest -m slow tests/test_end_to_end.py

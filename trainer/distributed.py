@@ -31,6 +31,9 @@ EXIT_CODES = {
 job script can requeue on that status."""
 
 
+BUCKET_BYTES = 25 * 2**20
+"""Of gradients that travel as one message."""
+
 _POLL_S = 0.02
 
 
@@ -119,12 +122,38 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def average_(tensors: list[Tensor]) -> None:
-    """Replace each of a list of tensors, gradients for instance, by its mean over all processes."""
+    """Replace each of a list of tensors, gradients for instance, by its mean over all processes.
+
+    Small tensors travel together, large ones as they are; all are under way before one is awaited.
+    """
     if not _is_joined():
         return
+    under_way = []
+    for bucket in _buckets(tensors):
+        packed = bucket[0] if len(bucket) == 1 else torch.cat([x.flatten() for x in bucket])
+        under_way.append((bucket, packed, dist.all_reduce(packed, async_op=True)))
+    for bucket, packed, work in under_way:
+        work.wait()
+        packed.div_(world_size())
+        if len(bucket) > 1:
+            parts = torch.split(packed, [x.numel() for x in bucket])
+            for tensor, part in zip(bucket, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+
+def _buckets(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Put neighbours of one dtype and device together, up to `BUCKET_BYTES`."""
+    buckets: list[list[Tensor]] = []
+    size = 0
     for tensor in tensors:
-        dist.all_reduce(tensor)
-        tensor.div_(world_size())
+        last = buckets[-1][0] if buckets else None
+        fits = last is not None and (last.dtype, last.device) == (tensor.dtype, tensor.device)
+        if not fits or size + tensor.nbytes > BUCKET_BYTES:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(tensor)
+        size += tensor.nbytes
+    return buckets
 
 
 def largest(number: int) -> int:

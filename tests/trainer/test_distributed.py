@@ -82,6 +82,30 @@ def _collectives(rank):
     }
 
 
+def _averages(rank):
+    generator = torch.Generator().manual_seed(rank)
+    shapes = [(3,), (), (2, 5), (40,), (7, 1), (4,)]
+    tensors = [torch.randn(shape, generator=generator) for shape in shapes]
+    tensors[3:3] = [
+        torch.randn(3, generator=generator).double(),
+        torch.randn(6, generator=generator),
+    ]
+    distributed.BUCKET_BYTES = 64  # in this process, which ends here
+    before = [tensor.clone() for tensor in tensors]
+    distributed.average_(tensors)
+    sizes = [len(bucket) for bucket in distributed._buckets(tensors)]
+    return [tensor.tolist() for tensor in before], [tensor.tolist() for tensor in tensors], sizes
+
+
+def test_tensors_that_travel_together_are_averaged_each():
+    (first, mean, sizes), (second, same, _) = on_two_ranks(_averages)
+    assert sizes == [3, 1, 1, 1, 2]
+    assert mean == same
+    for one, other, average in zip(first, second, mean, strict=True):
+        expected = (torch.tensor(one) + torch.tensor(other)) / 2
+        torch.testing.assert_close(torch.tensor(average), expected)
+
+
 def test_two_processes_agree():
     first, second = on_two_ranks(_collectives)
     assert first.pop("place") == (0, 2, True)

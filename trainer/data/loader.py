@@ -124,18 +124,7 @@ def load_batches(
         RuntimeError: if a worker dies or takes longer than the time-out.
         TooManyBadImages: if more images are bad than the rules allow.
     """
-    loader = DataLoader(
-        dataset,
-        batch_sampler=keys,
-        collate_fn=collate,
-        num_workers=config.num_workers,
-        prefetch_factor=config.prefetch if config.num_workers else None,
-        timeout=config.timeout_s if config.num_workers else 0,
-        pin_memory=config.pin_memory,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),
-    )
-    yield from _until_closed(loader)
+    yield from _until_closed(_loader(dataset, config, keys=keys))
 
 
 def load_streamed(
@@ -145,9 +134,21 @@ def load_streamed(
 
     Otherwise as `load_batches`.
     """
-    loader = DataLoader(
+    yield from _until_closed(_loader(dataset, config, batch=batch))
+
+
+def _loader(
+    dataset: Dataset[Sample],
+    config: LoaderConfig,
+    *,
+    keys: Iterable[list[Key]] | None = None,
+    batch: int = 1,
+) -> DataLoader[Sample]:
+    """Start workers, for the batches of keys or for batches of so many samples."""
+    return DataLoader(
         dataset,
         batch_size=batch,
+        batch_sampler=keys,
         collate_fn=collate,
         num_workers=config.num_workers,
         prefetch_factor=config.prefetch if config.num_workers else None,
@@ -156,7 +157,6 @@ def load_streamed(
         worker_init_fn=start_worker,
         generator=torch.Generator(),
     )
-    yield from _until_closed(loader)
 
 
 def _until_closed(loader: DataLoader[Sample]) -> Generator[Batch]:
