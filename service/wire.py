@@ -80,7 +80,7 @@ class Protocol(HttpToolsProtocol):
             self._num_head_bytes += len(data)
         elif self._is_idle() and not self._linger_clock.runs:
             self._await_head()
-        if self._head_clock.runs and UPGRADE.search(data):
+        if self._head_clock.runs and UPGRADE.search(data, 0, _end_of_head(data)):
             data = _without_upgrade(data)
         super().data_received(data)
         is_in_head = self._head_clock.runs
@@ -179,6 +179,12 @@ class Protocol(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write(_write(error))
         self.transport.close()
+
+
+def _end_of_head(data: bytes) -> int:
+    """Find where the body begins, or where the data end."""
+    end = data.find(b"\r\n\r\n")
+    return len(data) if end < 0 else end
 
 
 def _without_upgrade(data: bytes) -> bytes:

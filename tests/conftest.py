@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from esvit.backbones import (
     BackboneConfig,
@@ -13,6 +14,10 @@ from esvit.backbones import (
     ViTConfig,
     build,
 )
+
+# How fast examples are made says how busy the machine is, not whether the code is right.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 TINY = SwinConfig(dim=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), drop_path=0.0)
 TINY_VIT = ViTConfig(dim=12, depth=4, num_heads=2, image_size=64, drop_path=0.0)
