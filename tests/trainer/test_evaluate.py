@@ -145,12 +145,12 @@ def test_cache_lies_where_the_system_keeps_such_things(monkeypatch, tmp_path):
 
 @pytest.mark.slow  # a process of its own imports torch again
 def test_throughput(capsys):
-    words = ["--arch", "swin_nano_w7", "--image-size", "64", "--repeats", "2"]
+    words = ["--arch", "swin_nano_w8", "--image-size", "64", "--repeats", "2"]
     assert evaluate.main(["throughput", *words, "--batches", "2", "--precisions", "fp32"]) == 0
     answer = json.loads(capsys.readouterr().out)
     (case,) = answer["cases"]
     assert case["images_per_s"] > 0
-    assert answer["networks"]["swin_nano_w7"]["parameters_m"] > 1
+    assert answer["networks"]["swin_nano_w8"]["parameters_m"] > 1
     assert answer["device"]
 
 
