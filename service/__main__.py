@@ -4,8 +4,10 @@ Exit codes: 0 after a shutdown that was asked for, 2 for bad settings, 3 if the 
 served.
 """
 
+import asyncio
 import gc
 import logging
+import signal
 import socket
 import sys
 from functools import partial
@@ -21,6 +23,7 @@ from service.app import create_app
 from service.errors import ModelError
 from service.logs import set_up_logging
 from service.parity import PHOTOGRAPHS
+from service.reload import Reloader
 from service.settings import Settings
 from service.wire import Protocol, WireLimits
 
@@ -34,7 +37,10 @@ class Server(uvicorn.Server):
     """Uvicorn that tells the application when a shutdown begins, and ends it with exit code 0."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say what to try first."""
+        """Take SIGHUP for a new model file, listen, and say what to try first."""
+        if hasattr(signal, "SIGHUP"):  # not on Windows
+            reloader: Reloader = self.config.app.state.reloader  # type: ignore[union-attr]  # is FastAPI
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
         await super().startup(sockets)
         port = self.servers[0].sockets[0].getsockname()[1]
         picture = Path("picture.jpg")

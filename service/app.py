@@ -1,10 +1,11 @@
 """The application: a model file behind the endpoints, and one shape for every error."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
-import anyio.to_thread
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -12,14 +13,15 @@ from starlette.types import Receive, Scope, Send
 
 from service import VERSION
 from service.encoding import to_json
-from service.engine import Engine, load_engine, warm_up
+from service.engine import Engine
 from service.errors import ServiceError
 from service.gate import BodyLimits, Gate
 from service.keys import KeyCheck
-from service.model_file import read_model_info
+from service.metrics import Metrics
 from service.pages import add_pages
-from service.pipeline import Pipeline
+from service.pipeline import Pipeline, load_pipeline
 from service.protocols import cohere, kserve, openai
+from service.reload import Leases, Reloader
 from service.routes import router
 from service.settings import Settings
 
@@ -52,16 +54,18 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     Raises:
         ModelError: if the model cannot be served.
     """
-    info = read_model_info(settings.model)
-    engine = engine or load_engine(settings, info)
-    pipeline = Pipeline(settings, info, engine)
-    warm_up(engine, info, ["embedding"])
+    metrics = Metrics()
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        pipeline.batcher.start()
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        reloader: Reloader = app.state.reloader
+        app.state.pipeline.start()
+        watching = asyncio.create_task(reloader.watch())
         yield
-        await anyio.to_thread.run_sync(pipeline.batcher.stop)
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+        await reloader.close()
 
     app = FastAPI(
         title="EsViT",
@@ -72,7 +76,9 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.state.pipeline = pipeline
+    load = partial(load_pipeline, settings, metrics, engine)
+    every_s = settings.reload_every_s
+    app.state.reloader = Reloader(app.state, settings.model, load, every_s=every_s)
     app.include_router(router)
     for protocol in FOREIGN.values():
         app.include_router(protocol.router)
@@ -80,12 +86,13 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_bug)
     add_pages(app, docs=settings.docs)
-    _add_layers(app, settings, pipeline)
+    _add_layers(app, settings, metrics)
     return app
 
 
-def _add_layers(app: FastAPI, settings: Settings, pipeline: Pipeline) -> None:
+def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     """Wrap the application, from the inside out; what is not asked for is not there."""
+    app.add_middleware(Leases)
     if keys := settings.keys():
         app.add_middleware(KeyCheck, keys=keys, refuse=_refuse)
     if settings.cors_origins:
@@ -102,7 +109,7 @@ def _add_layers(app: FastAPI, settings: Settings, pipeline: Pipeline) -> None:
         timeout_s=settings.body_timeout_s,
         max_calls=settings.max_calls,
     )
-    app.add_middleware(Gate, limits=limits, metrics=pipeline.metrics)
+    app.add_middleware(Gate, limits=limits, metrics=metrics)
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: ServiceError) -> None:

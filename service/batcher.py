@@ -85,12 +85,12 @@ class Batcher:
         self._runners = [_thread(self._run_forever, number) for number in range(sizes.num_runners)]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._num_accepted = 0
-        metrics.queued.set_function(self._items.qsize)
-        metrics.in_flight.set_function(lambda: self._num_accepted)
 
     def start(self) -> None:
         """Start the threads; to be called on the event loop that will submit."""
         self._loop = asyncio.get_running_loop()
+        self._metrics.queued.set_function(lambda: self._jobs.qsize() + self._items.qsize())
+        self._metrics.in_flight.set_function(lambda: self._num_accepted)
         for thread in (*self._decoders, *self._runners):
             thread.start()
 

@@ -80,8 +80,18 @@ def warm_up(engine: Engine, info: ModelInfo, outputs: Sequence[Output]) -> None:
         outputs: What to ask for.
 
     Raises:
-        ModelError: if the engine cannot run the model or gives other outputs than the passport.
+        ModelError: if the engine cannot run the model, or gives other shapes than the passport or
+            numbers that are not finite.
     """
+    for name, array in _run_once(engine, info, outputs).items():
+        if not np.isfinite(array).all():
+            raise ModelError(f"the model gives {name} with NaN or infinite numbers")
+
+
+def _run_once(
+    engine: Engine, info: ModelInfo, outputs: Sequence[Output]
+) -> dict[Output, NDArray[np.float32]]:
+    """Run a photograph through an engine; its outputs have the passport's shapes."""
     try:
         arrays = engine.run(photograph_pixels(info.preprocess)[:1], outputs)
     except Exception as error:  # each engine raises classes of its own
@@ -93,6 +103,7 @@ def warm_up(engine: Engine, info: ModelInfo, outputs: Sequence[Output]) -> None:
                 f"the model gives {name} {given}, its passport says {promised}; "
                 "export it again with trainer.export_onnx"
             )
+    return arrays
 
 
 def _choose_device(settings: Settings) -> Literal["cuda", "cpu"]:
@@ -146,7 +157,7 @@ def _load_openvino(settings: Settings, info: ModelInfo) -> Engine:
         return _openvino(settings, "fp32")
     # Asked of an engine that is thrown away: the served one compiles only what it is asked for.
     trial = _openvino(settings, "bf16")
-    warm_up(trial, info, OUTPUTS)
+    _run_once(trial, info, OUTPUTS)
     is_faithful = _is_faithful(trial, settings, info)
     return _openvino(settings, "bf16" if is_faithful else "fp32")
 

@@ -6,7 +6,9 @@ have two: a stream for each thread for throughput, and one stream of all threads
 which it answers in half the time.
 """
 
+import os
 import threading
+import weakref
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +63,12 @@ class OpenVinoEngine:
             ModelError: if OpenVINO cannot load it.
         """
         self._path = path
+        try:
+            self._file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+        weakref.finalize(self, os.close, self._file)
+        self._written_at_ns = os.fstat(self._file).st_mtime_ns
         self._options = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "INFERENCE_NUM_THREADS": num_threads,
@@ -96,10 +104,14 @@ class OpenVinoEngine:
 
     def _compile(self, outputs: Sequence[Output], num_streams: int) -> Requests:
         """Compile the part of the graph that leads to some outputs; a request for each stream."""
+        if os.fstat(self._file).st_mtime_ns != self._written_at_ns:
+            raise ModelError(f"{self._path} was written over; replace model files by renaming")
+        # The file that was opened, also when another has taken its name.
+        own = Path(f"/proc/self/fd/{self._file}")
         core = openvino.Core()
         requests: Requests = SimpleQueue()
         try:
-            graph = core.read_model(self._path)
+            graph = core.read_model(own if own.exists() else self._path)
             part = openvino.Model([graph.output(name) for name in outputs], graph.get_parameters())
             program = core.compile_model(part, "CPU", self._options | {"NUM_STREAMS": num_streams})
             for _ in range(num_streams):

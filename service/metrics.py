@@ -41,6 +41,14 @@ class Metrics:
         self.batch_images = Histogram(
             "esvit_batch_images", "Images in one run", buckets=IMAGES, registry=self.registry
         )
+        self.reloads = Counter(
+            "esvit_reloads",
+            "Model files loaded while serving: swapped in or refused",
+            ["result"],
+            registry=self.registry,
+        )
+        for result in ("swapped", "refused"):  # there from the start, so that rates have a zero
+            self.reloads.labels(result)
         self.model = Gauge(
             "esvit_model_info",
             "Always 1; the labels tell what is served",

@@ -5,6 +5,7 @@ bytes. Walking over the top level takes microseconds whatever the weights weigh,
 and shows at once when a file is cut or something else entirely.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,9 @@ from service.errors import ModelError
 
 METADATA_PROPS_FIELD = 14
 """ModelProto.metadata_props, a StringStringEntryProto of key (1) and value (2)."""
+
+GRAPH_FIELD, INITIALIZER_FIELD, EXTERNAL_DATA_FIELD = 7, 5, 13
+"""ModelProto.graph, GraphProto.initializer, TensorProto.external_data."""
 
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 """Protobuf wire types."""
@@ -25,7 +29,8 @@ def read_model_info(path: Path) -> ModelInfo:
     """Read the passport from a model file.
 
     Raises:
-        ModelError: if the file is missing, cut, not ONNX, or has no passport of this format.
+        ModelError: if the file is missing, cut, not ONNX, keeps weights in other files, or has no
+            passport of this format.
     """
     if not path.is_file():
         raise ModelError(f"model file {path} is not there; write one with trainer.export_onnx")
@@ -49,12 +54,29 @@ def _find_metadata(file: BinaryIO, size: int) -> str | None:
         end = file.tell() + length
         if end > size:
             raise ValueError("is cut or no ONNX file")
+        if number == GRAPH_FIELD:
+            _refuse_external_data(file, end)
         if number == METADATA_PROPS_FIELD and length <= MAX_PASSPORT_BYTES:
             entry = dict(_read_strings(file, end))
             if entry.get(1) == METADATA_KEY.encode():
                 found = entry.get(2, b"").decode()
         file.seek(end)
     return found
+
+
+def _refuse_external_data(file: BinaryIO, end: int) -> None:
+    """Walk over a graph: what is served is the one file that was checked, and no other is read."""
+    while file.tell() < end:
+        number, length = _read_field(file)
+        past = file.tell() + length
+        if past > end:
+            raise ValueError("is cut or no ONNX file")
+        while number == INITIALIZER_FIELD and file.tell() < past:
+            part, length = _read_field(file)
+            if part == EXTERNAL_DATA_FIELD:
+                raise ValueError("keeps weights in another file")
+            file.seek(length, os.SEEK_CUR)
+        file.seek(past)
 
 
 def _read_strings(file: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:

@@ -1,18 +1,22 @@
 """One request's images through decoding, batcher and engine: what is served, in one place."""
 
+import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
+import anyio.to_thread
+
 from service.addresses import Address, Source, UrlRules
 from service.batcher import Batcher, Sizes
 from service.contract import ModelInfo, Output, PreprocessSpec
-from service.engine import Engine
+from service.engine import Engine, load_engine, warm_up
 from service.errors import ServiceError, UrlsDisabled
 from service.images import ImageLimits, decode
 from service.metrics import Metrics
+from service.model_file import read_model_info
 from service.preprocess import Fit, Preprocessed, least_side, preprocess
 from service.settings import Settings
 from service.tickets import Inferred, Prepare, Result
@@ -36,13 +40,14 @@ class Batch(NamedTuple):
 class Pipeline:
     """The model, its engine and its batcher."""
 
-    def __init__(self, settings: Settings, info: ModelInfo, engine: Engine) -> None:
-        """Set up; the batcher is to be started on the event loop."""
+    def __init__(
+        self, settings: Settings, info: ModelInfo, engine: Engine, metrics: Metrics
+    ) -> None:
+        """Set up; it is to be started on the event loop."""
         self.settings = settings
         self.info = info
         self.engine = engine
-        self.metrics = Metrics()
-        self.metrics.model.labels(info.name, engine.name, engine.provider, engine.precision).set(1)
+        self.metrics = metrics
         self.batcher = Batcher(
             engine.run,
             Sizes(
@@ -57,8 +62,34 @@ class Pipeline:
             self.metrics,
         )
         self.is_draining = False
+        self._num_calls = 0
+        self._is_unused = asyncio.Event()
+        self._is_unused.set()
         self._one_at_a_time = threading.Lock()
         self._fetching = _make_fetching(settings)
+
+    def start(self) -> None:
+        """Start the threads, on the event loop that will ask; from now on this is what serves."""
+        self.batcher.start()
+        labels = (self.info.name, self.engine.name, self.engine.provider, self.engine.precision)
+        self.metrics.model.clear()
+        self.metrics.model.labels(*labels).set(1)
+
+    def enter(self) -> None:
+        """Count a call that begins."""
+        self._num_calls += 1
+        self._is_unused.clear()
+
+    def leave(self) -> None:
+        """Count the end of a call that had entered."""
+        self._num_calls -= 1
+        if not self._num_calls:
+            self._is_unused.set()
+
+    async def retire(self) -> None:
+        """Wait for the last call, then end the threads."""
+        await self._is_unused.wait()
+        await anyio.to_thread.run_sync(self.batcher.stop)
 
     async def infer(
         self,
@@ -117,6 +148,24 @@ class Pipeline:
             errors.append(result.to_dict())
         items = [result if isinstance(result, Inferred) else None for result in results]
         return Batch(items, errors)
+
+
+def load_pipeline(settings: Settings, metrics: Metrics, engine: Engine | None = None) -> Pipeline:
+    """Load the model file and check that it does what its passport says.
+
+    Args:
+        settings: Every knob.
+        metrics: Where to count.
+        engine: Runs in place of the one that the settings ask for; the model file still says what
+            it gives.
+
+    Raises:
+        ModelError: if the model cannot be served.
+    """
+    info = read_model_info(settings.model)
+    engine = engine or load_engine(settings, info)
+    warm_up(engine, info, ["embedding", "regions", "attention"])
+    return Pipeline(settings, info, engine, metrics)
 
 
 def _make_fetching(settings: Settings) -> Fetching:

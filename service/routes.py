@@ -140,6 +140,8 @@ async def info(request: Request) -> Response:
         "precision": pipeline.engine.precision,
         "limits": pipeline.settings.limits(),
         "version": VERSION,
+        "loaded_at": request.app.state.reloader.loaded_at,
+        "reload_failed_at": request.app.state.reloader.failed_at,
     }
     return Response(orjson.dumps(content), media_type="application/json")
 
@@ -166,8 +168,8 @@ async def metrics(request: Request) -> Response:
 
 
 def _pipeline(request: Request) -> Pipeline:
-    """Give the application's pipeline."""
-    pipeline: Pipeline = request.app.state.pipeline
+    """Give the pipeline that this call keeps."""
+    pipeline: Pipeline = request.state.pipeline
     return pipeline
 
 

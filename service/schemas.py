@@ -3,6 +3,7 @@
 Feature arrays are never passed through a response model; `encoding.to_json` writes them.
 """
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -260,3 +261,7 @@ class InfoAnswer(Answer):
     precision: str
     limits: dict[str, Any]
     version: str
+    loaded_at: datetime
+    reload_failed_at: datetime | None = Field(
+        description="when a new model file was last refused, if the one served is older"
+    )

@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
 
+    reload_every_s: float = Field(
+        0.0, ge=0, description="seconds between looks for a new model file; 0: on SIGHUP only"
+    )
     engine: EngineName = Field("auto", description="what runs the model")
     device: Device = Field("auto", description="where the model runs")
     precision: Precision = Field("auto", description="arithmetic; auto: fastest that is faithful")

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import anyio.to_thread
 import numpy as np
 from anyio.from_thread import start_blocking_portal
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from service.contract import Output
 from service.encoding import normalize
 from service.engine import load_engine
+from service.metrics import Metrics
 from service.model_file import read_model_info
 from service.pipeline import Pipeline
 from service.preprocess import Fit
@@ -75,10 +75,10 @@ class BatchEmbedder:
         self.info = read_model_info(settings.model)
         self.engine = load_engine(settings, self.info)
         self._wanted = wanted
-        self._pipeline = Pipeline(settings, self.info, self.engine)
+        self._pipeline = Pipeline(settings, self.info, self.engine, Metrics())
         self._portal_context = start_blocking_portal()
         self._portal = self._portal_context.__enter__()
-        self._portal.call(self._pipeline.batcher.start)
+        self._portal.call(self._pipeline.start)
 
     def __call__(self, batch: Mapping[str, Any]) -> Columns:
         """Embed a batch.
@@ -106,7 +106,7 @@ class BatchEmbedder:
 
     def close(self) -> None:
         """End the threads."""
-        self._portal.call(anyio.to_thread.run_sync, self._pipeline.batcher.stop)
+        self._portal.call(self._pipeline.retire)
         self._portal_context.__exit__(None, None, None)
 
     def _columns(self, results: list[Result]) -> Columns:

@@ -36,7 +36,7 @@ class EmbedOptions(BaseModel):
 @router.post("/embed")
 async def embed_pictures(request: Request) -> Response:
     """Give one L2-normalised vector a picture, in each form asked for; a bad one fails the call."""
-    pipeline: Pipeline = request.app.state.pipeline
+    pipeline: Pipeline = request.state.pipeline
     options = read_options(EmbedOptions, read_object(await read_body(request)))
     field, items = _pictures(options)
     pictures = read_pictures(items, field, pipeline.settings.max_images)

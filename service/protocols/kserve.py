@@ -141,8 +141,8 @@ def error(status: int, detail: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
 
 
 def _pipeline(request: Request) -> Pipeline:
-    """Give the application's pipeline."""
-    pipeline: Pipeline = request.app.state.pipeline
+    """Give the pipeline that this call keeps."""
+    pipeline: Pipeline = request.state.pipeline
     return pipeline
 
 

@@ -38,7 +38,7 @@ class EmbeddingsOptions(BaseModel):
 @router.post("/embeddings")
 async def embeddings(request: Request) -> Response:
     """Give one L2-normalised vector a picture; one bad picture fails the call."""
-    pipeline: Pipeline = request.app.state.pipeline
+    pipeline: Pipeline = request.state.pipeline
     options = read_options(EmbeddingsOptions, read_object(await read_body(request)))
     items = options.input if isinstance(options.input, list) else [options.input]
     pictures = read_pictures(items, "input", pipeline.settings.max_images)
@@ -66,7 +66,7 @@ async def embeddings(request: Request) -> Response:
 @router.get("/models")
 async def models(request: Request) -> Response:
     """List the one model."""
-    pipeline: Pipeline = request.app.state.pipeline
+    pipeline: Pipeline = request.state.pipeline
     model = {"id": pipeline.info.name, "object": "model", "created": 0, "owned_by": "esvit"}
     return Response(to_json({"object": "list", "data": [model]}), media_type="application/json")
 
