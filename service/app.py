@@ -5,13 +5,16 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
+import anyio.to_thread
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from service import VERSION
+from service.batcher import untraced
 from service.encoding import to_json
 from service.engine import Engine
 from service.errors import ServiceError
@@ -24,6 +27,11 @@ from service.protocols import cohere, kserve, openai
 from service.reload import Leases, Reloader
 from service.routes import router
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+    from service.tracing import Traces
 
 logger = logging.getLogger(__name__)
 
@@ -43,18 +51,22 @@ OWN_HEADERS = (
 HTTP_CODES = {400: "invalid_http", 404: "not_found", 405: "method_not_allowed"}
 
 
-def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, engine: Engine | None = None, exporter: "SpanExporter | None" = None
+) -> FastAPI:
     """Load the model and build the application round it.
 
     Args:
         settings: Every knob.
         engine: Runs in place of the one that the settings ask for; the model file still says what
             it gives.
+        exporter: Gets the traces in place of the collector that the settings name.
 
     Raises:
         ModelError: if the model cannot be served.
     """
     metrics = Metrics()
+    traces = _make_traces(settings, exporter)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -66,6 +78,8 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         with suppress(asyncio.CancelledError):
             await watching
         await reloader.close()
+        if traces is not None:
+            await anyio.to_thread.run_sync(traces.close)
 
     app = FastAPI(
         title="EsViT",
@@ -76,7 +90,8 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    load = partial(load_pipeline, settings, metrics, engine)
+    trace = untraced if traces is None else traces.write
+    load = partial(load_pipeline, settings, metrics, engine, trace)
     every_s = settings.reload_every_s
     app.state.reloader = Reloader(app.state, settings.model, load, every_s=every_s)
     app.include_router(router)
@@ -86,11 +101,25 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_bug)
     add_pages(app, docs=settings.docs)
-    _add_layers(app, settings, metrics)
+    _add_layers(app, settings)
+    if traces is not None:
+        from service.tracing import Tracing
+
+        app.add_middleware(Tracing, traces=traces)
+    _add_gate(app, settings, metrics)
     return app
 
 
-def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+def _make_traces(settings: Settings, exporter: "SpanExporter | None") -> "Traces | None":
+    """Give what keeps traces, if they are asked for; else nothing of it is loaded."""
+    if exporter is None and not settings.trace_endpoint:
+        return None
+    from service.tracing import Traces, collector
+
+    return Traces(exporter or collector(settings.trace_endpoint), settings.trace_share)
+
+
+def _add_layers(app: FastAPI, settings: Settings) -> None:
     """Wrap the application, from the inside out; what is not asked for is not there."""
     app.add_middleware(Leases)
     if keys := settings.keys():
@@ -103,6 +132,10 @@ def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
             allow_headers=("authorization", "content-type", *OWN_HEADERS),
             expose_headers=("retry-after", *OWN_HEADERS),
         )
+
+
+def _add_gate(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+    """Wrap the application in what must hold for every call."""
     limits = BodyLimits(
         max_bytes=settings.max_body_bytes,
         max_bytes_held=settings.max_bodies_bytes,

@@ -16,7 +16,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, Protocol
 
@@ -27,12 +27,15 @@ from service.contract import OUTPUTS, Output
 from service.encoding import normalize
 from service.errors import DeadlineExceeded, Overloaded, ServiceError
 from service.metrics import Metrics
-from service.tickets import Answer, Arrays, Item, Job, Prepare, Result, Ticket, cut_out
+from service.tickets import Answer, Arrays, Item, Job, Phase, Prepare, Result, Ticket, cut_out
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.0005
 """How often a patient runner looks whether the decoders have finished."""
+
+
+Trace = Callable[[Collection[Phase]], None]
 
 
 class Infer(Protocol):
@@ -42,6 +45,10 @@ class Infer(Protocol):
         self, pixels: NDArray[np.uint8], outputs: Sequence[Output], *, is_alone: bool
     ) -> Arrays:
         """Give the asked outputs for (B, S, S, 3) pixels."""
+
+
+def untraced(_: Collection[Phase]) -> None:
+    """Keep no record of what was done for a request."""
 
 
 class Sizes(NamedTuple):
@@ -65,15 +72,19 @@ class Sizes(NamedTuple):
 class Batcher:
     """Runs images through an engine on behalf of many concurrent requests."""
 
-    def __init__(self, infer: Infer, sizes: Sizes, metrics: Metrics) -> None:
+    def __init__(
+        self, infer: Infer, sizes: Sizes, metrics: Metrics, trace: Trace = untraced
+    ) -> None:
         """Set up; `start` starts the threads.
 
         Args:
             infer: Runs the engine.
             sizes: How wide the rooms are.
             metrics: Where to count.
+            trace: Is told of each answered request's phases, in its own context.
         """
         self._infer = infer
+        self._trace = trace
         self._sizes = sizes
         self._metrics = metrics
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -147,6 +158,7 @@ class Batcher:
         finally:
             expiry.cancel()
             ticket.is_abandoned = True
+            self._trace(ticket.phases)
 
     def _decode_forever(self, number: int) -> None:
         """Decode jobs until told to stop."""
@@ -171,7 +183,9 @@ class Batcher:
             self._answer([(ticket, position, ServiceError("internal error"))])
         else:
             decoded_at = time.perf_counter()
+            self._metrics.decode_queue_seconds.observe(started - ticket.accepted_at)
             self._metrics.decode_seconds.observe(decoded_at - started)
+            ticket.phases.add(Phase("decode", started, decoded_at))
             self._items.put(Item(ticket, position, prepared, decoded_at))
 
     def _run_forever(self, _: int) -> None:
@@ -230,7 +244,11 @@ class Batcher:
                 [(item.ticket, item.position, ServiceError("internal error")) for item in batch]
             )
             return
-        self._metrics.inference_seconds.observe(time.perf_counter() - started)
+        ended = time.perf_counter()
+        for item in batch:
+            item.ticket.phases.add(Phase("queue", item.decoded_at, started))
+            item.ticket.phases.add(Phase("inference", started, ended))
+        self._metrics.inference_seconds.observe(ended - started)
         self._metrics.batch_images.observe(len(batch))
         unit = {name: normalize(array) for name, array in arrays.items() if array.ndim == 2}
         self._answer(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 IMAGES = (1, 2, 4, 8, 16, 32, 64)
@@ -13,6 +13,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.requests = Counter(
             "esvit_requests", "Answered calls", ["path", "status"], registry=self.registry
         )
@@ -31,8 +32,16 @@ class Metrics:
         )
         self.queued = Gauge(
             "esvit_queue_images",
-            "Images decoded and waiting for the engine",
+            "Images accepted that wait for a decoder or for the engine",
             registry=self.registry,
+        )
+        self.in_flight_limit = Gauge(
+            "esvit_in_flight_limit_images",
+            "Images in flight beyond which calls are refused",
+            registry=self.registry,
+        )
+        self.decode_queue_seconds = self._seconds(
+            "decode_queue", "Accepted until taken by a decoder"
         )
         self.queue_seconds = self._seconds("queue", "Decoded until taken by the engine")
         self.decode_seconds = self._seconds("decode", "Decoding and resizing one image")

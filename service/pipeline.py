@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import anyio.to_thread
 
 from service.addresses import Address, Source, UrlRules
-from service.batcher import Batcher, Sizes
+from service.batcher import Batcher, Sizes, Trace, untraced
 from service.contract import ModelInfo, Output, PreprocessSpec
 from service.engine import Engine, load_engine, warm_up
 from service.errors import ServiceError, UrlsDisabled
@@ -41,7 +41,12 @@ class Pipeline:
     """The model, its engine and its batcher."""
 
     def __init__(
-        self, settings: Settings, info: ModelInfo, engine: Engine, metrics: Metrics
+        self,
+        settings: Settings,
+        info: ModelInfo,
+        engine: Engine,
+        metrics: Metrics,
+        trace: Trace = untraced,
     ) -> None:
         """Set up; it is to be started on the event loop."""
         self.settings = settings
@@ -60,6 +65,7 @@ class Pipeline:
                 patience_s=engine.patience_s,
             ),
             self.metrics,
+            trace,
         )
         self.is_draining = False
         self._num_calls = 0
@@ -72,6 +78,7 @@ class Pipeline:
         """Start the threads, on the event loop that will ask; from now on this is what serves."""
         self.batcher.start()
         labels = (self.info.name, self.engine.name, self.engine.provider, self.engine.precision)
+        self.metrics.in_flight_limit.set(self.settings.max_queue_images)
         self.metrics.model.clear()
         self.metrics.model.labels(*labels).set(1)
 
@@ -150,7 +157,9 @@ class Pipeline:
         return Batch(items, errors)
 
 
-def load_pipeline(settings: Settings, metrics: Metrics, engine: Engine | None = None) -> Pipeline:
+def load_pipeline(
+    settings: Settings, metrics: Metrics, engine: Engine | None = None, trace: Trace = untraced
+) -> Pipeline:
     """Load the model file and check that it does what its passport says.
 
     Args:
@@ -158,6 +167,7 @@ def load_pipeline(settings: Settings, metrics: Metrics, engine: Engine | None = 
         metrics: Where to count.
         engine: Runs in place of the one that the settings ask for; the model file still says what
             it gives.
+        trace: Is told what was done for each call.
 
     Raises:
         ModelError: if the model cannot be served.
@@ -165,7 +175,7 @@ def load_pipeline(settings: Settings, metrics: Metrics, engine: Engine | None = 
     info = read_model_info(settings.model)
     engine = engine or load_engine(settings, info)
     warm_up(engine, info, ["embedding", "regions", "attention"])
-    return Pipeline(settings, info, engine, metrics)
+    return Pipeline(settings, info, engine, metrics, trace)
 
 
 def _make_fetching(settings: Settings) -> Fetching:

@@ -1,6 +1,7 @@
 """Every knob of the service, its unit, and its `ESVIT_` environment variable."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -112,6 +113,10 @@ class Settings(BaseSettings):
     url_max_bytes: int = Field(20_000_000, ge=1, description="bytes of one call's fetched images")
     url_max_redirects: int = Field(3, ge=0, description="redirects followed, each one checked")
 
+    trace_endpoint: str = Field(
+        "", description="where traces go, http://collector:4318/v1/traces; empty: nowhere"
+    )
+    trace_share: float = Field(1.0, ge=0, le=1, description="share of calls that is traced")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="verbosity")
     log_format: Literal["text", "json"] = Field("text", description="lines of text or of JSON")
 
@@ -122,6 +127,16 @@ class Settings(BaseSettings):
         if not formats or not set(formats) <= set(FORMATS):
             raise ValueError(f"expected some of {', '.join(FORMATS)}")
         return formats
+
+    @field_validator("trace_endpoint")
+    @classmethod
+    def _traces_can_be_sent(cls, endpoint: str) -> str:
+        """What is asked for and not installed must not be silently left out."""
+        if endpoint and not endpoint.startswith(("http://", "https://")):
+            raise ValueError("expected an address that begins with http:// or https://")
+        if endpoint and find_spec("opentelemetry.exporter") is None:
+            raise ValueError("traces need the extra 'otel': pip install '.[otel]'")
+        return endpoint
 
     @field_validator("url_schemes")
     @classmethod

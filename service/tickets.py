@@ -35,6 +35,17 @@ class Inferred(NamedTuple):
 Result = Inferred | ServiceError
 
 
+class Phase(NamedTuple):
+    """What was done for a ticket from when to when, by `time.perf_counter`.
+
+    Images that shared a run share its phase.
+    """
+
+    name: str
+    started: float
+    ended: float
+
+
 class Ticket:
     """One request's images on their way; `future` is done when the last one has its result."""
 
@@ -45,6 +56,8 @@ class Ticket:
         deadline: float,
         future: asyncio.Future[list[Result]],
     ) -> None:
+        self.accepted_at = time.perf_counter()
+        self.phases: set[Phase] = set()
         self.outputs = frozenset(outputs)
         self.deadline = deadline
         self.future = future
