@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
 from typing import NamedTuple
 
 from service.errors import ServiceError
@@ -45,6 +46,7 @@ class UrlRules(NamedTuple):
         timeout_s: Seconds for one address, redirects included.
         max_bytes: Of all images of a call together.
         max_redirects: How many are followed.
+        ca_file: PEM file of authorities to trust beside the public ones.
     """
 
     schemes: tuple[str, ...] = ("https", "http")
@@ -53,6 +55,7 @@ class UrlRules(NamedTuple):
     timeout_s: float = 10.0
     max_bytes: int = 20_000_000
     max_redirects: int = 3
+    ca_file: Path | None = None
 
 
 async def resolve(host: str, port: int) -> list[IP]:

@@ -89,9 +89,12 @@ class Fetcher:
         self._resolve = resolve
         self._held = _Budget(max_bytes_held)
         self._slots = asyncio.Semaphore(MAX_FETCHES)
+        trusted = httpx.create_ssl_context(trust_env=False)
+        if rules.ca_file is not None:
+            trusted.load_verify_locations(rules.ca_file)
         # Nothing is kept open: a connection that was checked for one name must not serve another.
         limits = httpx.Limits(max_keepalive_connections=0)
-        self._transport = httpx.AsyncHTTPTransport(trust_env=False, limits=limits)
+        self._transport = httpx.AsyncHTTPTransport(verify=trusted, trust_env=False, limits=limits)
 
     @asynccontextmanager
     async def fetched(self, images: Sequence[Source]) -> AsyncIterator[list[bytes | ServiceError]]:

@@ -191,6 +191,7 @@ def _make_fetching(settings: Settings) -> Fetching:
         timeout_s=settings.url_timeout_s,
         max_bytes=settings.url_max_bytes,
         max_redirects=settings.url_max_redirects,
+        ca_file=settings.url_ca_file,
     )
     return Fetcher(rules, max_bytes_held=settings.max_bodies_bytes).fetched
 

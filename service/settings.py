@@ -1,6 +1,7 @@
 """Every knob of the service, its unit, and its `ESVIT_` environment variable."""
 
 import os
+import ssl
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -8,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import (
     BeforeValidator,
     Field,
+    FilePath,
     IPvAnyNetwork,
     SecretStr,
     field_validator,
@@ -109,6 +111,9 @@ class Settings(BaseSettings):
     url_networks: Networks = Field(
         (), description="networks, such as 10.1.0.0/16, fetched from though they are not public"
     )
+    url_ca_file: FilePath | None = Field(
+        None, description="PEM file of authorities to trust for https beside the public ones"
+    )
     url_timeout_s: float = Field(10.0, gt=0, description="seconds to fetch one image, in all")
     url_max_bytes: int = Field(20_000_000, ge=1, description="bytes of one call's fetched images")
     url_max_redirects: int = Field(3, ge=0, description="redirects followed, each one checked")
@@ -145,6 +150,16 @@ class Settings(BaseSettings):
         if not set(schemes) <= {"http", "https"}:
             raise ValueError("expected http, https or both")
         return schemes
+
+    @field_validator("url_ca_file")
+    @classmethod
+    def _authorities_can_be_read(cls, path: Path | None) -> Path | None:
+        """A file that trusts nobody would refuse every address, one by one."""
+        try:
+            ssl.create_default_context(cafile=path)
+        except OSError as error:
+            raise ValueError("expected certificates in PEM") from error
+        return path
 
     @model_validator(mode="after")
     def _queue_holds_a_request(self) -> Self:

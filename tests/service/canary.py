@@ -1,5 +1,6 @@
 """A server that should not be reached, or only under rules: it counts who comes."""
 
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -75,9 +76,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def canary(picture: bytes, host: str = "127.0.0.1", port: int = 0) -> Iterator[Canary]:
-    """Serve while the block runs."""
+def canary(
+    picture: bytes, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+) -> Iterator[Canary]:
+    """Serve while the block runs, over TLS if there is a context."""
     server = Canary((host, port), picture)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
