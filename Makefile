@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := esvit trainer service benchmarks tests
 
-.PHONY: help install serve screenshot model format lint types check test test-all processes end-to-end clients fuzz coverage clean
+.PHONY: help install serve screenshot model format lint types check test test-all processes end-to-end clients ray fuzz coverage clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +81,13 @@ CLIENTS := tests/service/protocols/clients
 
 clients: .venv/clients/done  ## the protocols against the real clients of other services
 	$(BIN)/python -m pytest -m clients tests/service/protocols
+
+.venv/ray: .venv/dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	touch $@
+
+ray: .venv/ray  ## bulk runs on a Ray of this machine
+	$(BIN)/python -m pytest -m slow tests/service/bulk/test_on_ray.py
 
 fuzz: .venv/dev  ## damage images, forms and binary calls until something breaks: a minute each
 	$(BIN)/python -m tests.fuzz
