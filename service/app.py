@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 from fastapi import FastAPI, Request, Response
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
@@ -18,6 +19,8 @@ from service.batcher import untraced
 from service.encoding import to_json
 from service.engine import Engine
 from service.errors import ServiceError
+from service.gallery import routes as gallery_routes
+from service.gallery.opening import open_gallery
 from service.gate import BodyLimits, Gate
 from service.keys import KeyCheck
 from service.metrics import Metrics
@@ -80,6 +83,8 @@ def create_app(
         await reloader.close()
         if traces is not None:
             await anyio.to_thread.run_sync(traces.close)
+        if app.state.gallery is not None:
+            await anyio.to_thread.run_sync(app.state.gallery.close)
 
     app = FastAPI(
         title="EsViT",
@@ -91,10 +96,13 @@ def create_app(
         redoc_url=None,
     )
     trace = untraced if traces is None else traces.write
-    load = partial(load_pipeline, settings, metrics, engine, trace)
+    app.state.gallery = None
+    load = partial(_load, app.state, partial(load_pipeline, settings, metrics, engine, trace))
     every_s = settings.reload_every_s
     app.state.reloader = Reloader(app.state, settings.model, load, every_s=every_s)
+    app.state.gallery = open_gallery(settings, app.state.pipeline.info)
     app.include_router(router)
+    app.include_router(gallery_routes.router)
     for protocol in FOREIGN.values():
         app.include_router(protocol.router)
     app.add_exception_handler(ServiceError, _answer_service_error)
@@ -108,6 +116,18 @@ def create_app(
         app.add_middleware(Tracing, traces=traces)
     _add_gate(app, settings, metrics)
     return app
+
+
+def _load(state: State, load: Callable[[], Pipeline]) -> Pipeline:
+    """Load the model, which must be the one that filled the gallery, where there is one.
+
+    Raises:
+        ModelError: if it cannot be served, or is not.
+    """
+    pipeline = load()
+    if state.gallery is not None:
+        state.gallery.check(pipeline.info)
+    return pipeline
 
 
 def _make_traces(settings: Settings, exporter: "SpanExporter | None") -> "Traces | None":

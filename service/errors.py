@@ -6,11 +6,15 @@ ServiceError                      500 internal
 ├── InvalidMultipart              400 invalid_multipart
 ├── InvalidEncoding               400 invalid_encoding
 ├── Unauthorized                  401 unauthorized
+├── NotThere                      404
+│   ├── GalleryOff                404 gallery_off
+│   └── UnknownPicture            404 unknown_picture
 ├── RequestTimeout                408 request_timeout
 ├── TooLarge                      413
 │   ├── BodyTooLarge              413 body_too_large
 │   ├── ImageTooLarge             413 image_too_large
 │   ├── BatchTooLarge             413 batch_too_large
+│   ├── GalleryFull               413 gallery_full
 │   └── HeadTooLarge              431 head_too_large
 ├── UnsupportedMediaType          415 unsupported_media_type
 │   └── UnsupportedImageFormat    415 unsupported_image_format
@@ -24,10 +28,12 @@ ServiceError                      500 internal
 ├── Overloaded                    429 overloaded, Retry-After
 └── Unavailable                   503, Retry-After
     ├── Draining                  503 draining
+    ├── GalleryUnavailable        503 gallery_unavailable
     ├── TooManyConnections        503 too_many_connections
     └── DeadlineExceeded          503 deadline_exceeded
 
-`ModelError` stands apart: it stops the service at start and never reaches a client.
+`ModelError` and its child `GalleryError` stand apart: they stop the service at start and never
+reach a client.
 """
 
 from typing import Any, ClassVar
@@ -99,6 +105,24 @@ class Unauthorized(ServiceError):
     status, code = 401, "unauthorized"
 
 
+class NotThere(ServiceError):
+    """Something that is asked for by name and is not there."""
+
+    status, code = 404, "not_found"
+
+
+class GalleryOff(NotThere):
+    """A call of the gallery where there is none."""
+
+    code = "gallery_off"
+
+
+class UnknownPicture(NotThere):
+    """An id that the gallery does not have."""
+
+    code = "unknown_picture"
+
+
 class RequestTimeout(ServiceError):
     """Head or body did not arrive in time."""
 
@@ -127,6 +151,12 @@ class BatchTooLarge(TooLarge):
     """More images in one request than `max_images`."""
 
     code = "batch_too_large"
+
+
+class GalleryFull(TooLarge):
+    """More pictures than `max_gallery_pictures`."""
+
+    code = "gallery_full"
 
 
 class HeadTooLarge(TooLarge):
@@ -207,6 +237,12 @@ class Draining(Unavailable):
     code = "draining"
 
 
+class GalleryUnavailable(Unavailable):
+    """The gallery's server does not answer."""
+
+    code = "gallery_unavailable"
+
+
 class TooManyConnections(Unavailable):
     """More connections than `max_connections`."""
 
@@ -221,3 +257,7 @@ class DeadlineExceeded(Unavailable):
 
 class ModelError(Exception):
     """The model file or the engine asked for cannot be used; the message says what to do."""
+
+
+class GalleryError(ModelError):
+    """The gallery asked for cannot be used with the model; the message says what to do."""

@@ -83,6 +83,25 @@ async def read_inputs(
     return Inputs(images, fields | more)
 
 
+async def read_fields(request: Request) -> Fields:
+    """Read the options of a call that brings no image: a JSON object, the query, or both.
+
+    Raises:
+        ServiceError: if the body is something else, or an option is given twice.
+    """
+    fields = _once_each(request.query_params.multi_items())
+    body = await read_body(request)
+    if not body:
+        return fields
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise UnsupportedMediaType("send a JSON object with Content-Type: application/json")
+    more = read_object(body)
+    if twice := fields.keys() & more.keys():
+        raise _given_twice(sorted(twice)[0])
+    return fields | more
+
+
 async def read_body(request: Request) -> bytes:
     """Read a whole body, whatever its type."""
     return b"".join([chunk async for chunk in request.stream()])

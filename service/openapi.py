@@ -26,6 +26,8 @@ ERROR_MEANINGS = {
     503: "shutting down, or the answer would have come too late",
 }
 
+NOT_THERE = {404: "no gallery here, or no such picture in it"}
+
 BINARY: Schema = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -35,6 +37,7 @@ def describe(
     *,
     names: tuple[str, ...] = (),
     png: bool = False,
+    in_gallery: bool = False,
 ) -> Description:
     """Describe an endpoint: its three forms of input, its answer, its errors.
 
@@ -43,9 +46,9 @@ def describe(
         answer: The JSON answer.
         names: Form parts that hold one image each; empty means any number called `file`.
         png: Whether the answer may be a drawing.
+        in_gallery: Whether it is one of the gallery's: it may not be there, and gives no `.npy`.
     """
-    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
+    schema = _schema(body)
     options = {
         name: field
         for name, field in schema["properties"].items()
@@ -62,19 +65,62 @@ def describe(
         "multipart/form-data": {"schema": form},
         "application/json": {"schema": schema},
     }
-    parameters = [
-        {"name": name, "in": "query", "required": False, "schema": field}
-        for name, field in options.items()
-    ]
-    answers: Schema = {"application/x-npy": BINARY} | ({"image/png": BINARY} if png else {})
-    errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorAnswer, "description": meaning}
-        for status, meaning in ERROR_MEANINGS.items()
-    }
+    answers: Schema = {} if in_gallery else {"application/x-npy": BINARY}
+    answers |= {"image/png": BINARY} if png else {}
+    meanings = ERROR_MEANINGS | (NOT_THERE if in_gallery else {})
     return {
-        "responses": {200: {"model": answer, "content": answers}, **errors},
+        "responses": {200: {"model": answer, "content": answers}, **_errors(meanings)},
         "openapi_extra": {
             "requestBody": {"required": True, "content": content},
-            "parameters": parameters,
+            "parameters": _parameters(options),
         },
+    }
+
+
+def describe_fields(body: type[BaseModel], answer: type[BaseModel]) -> Description:
+    """Describe an endpoint of the gallery that takes a JSON object and no image."""
+    content = {"application/json": {"schema": _schema(body)}}
+    return {
+        "responses": {200: {"model": answer}, **_errors(NOT_THERE | ERROR_MEANINGS)},
+        "openapi_extra": {"requestBody": {"required": False, "content": content}},
+    }
+
+
+def describe_query(options: type[BaseModel], answer: type[BaseModel] | None) -> Description:
+    """Describe an endpoint of the gallery that is only read; without a model it is a JPEG.
+
+    Args:
+        options: What the query takes, of a JPEG what the path does.
+        answer: The JSON answer.
+    """
+    good: Schema = {"content": {"image/jpeg": BINARY}} if answer is None else {"model": answer}
+    meanings = NOT_THERE | {status: ERROR_MEANINGS[status] for status in (422, 503)}
+    parameters = _parameters(_schema(options)["properties"], in_path=answer is None)
+    return {
+        "responses": {200: good, **_errors(meanings)},
+        "openapi_extra": {"parameters": parameters},
+    }
+
+
+def _schema(model: type[BaseModel]) -> Schema:
+    """Give a model's JSON schema, without what it refers to."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    return schema
+
+
+def _parameters(options: Schema, *, in_path: bool = False) -> list[Schema]:
+    """Give options as they stand in a query, or in the path."""
+    where = "path" if in_path else "query"
+    return [
+        {"name": name, "in": where, "required": in_path, "schema": field}
+        for name, field in options.items()
+    ]
+
+
+def _errors(meanings: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    """Give the refusals of an endpoint."""
+    return {
+        status: {"model": ErrorAnswer, "description": meaning}
+        for status, meaning in meanings.items()
     }

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import anyio.to_thread
 
@@ -19,10 +19,14 @@ from service.metrics import Metrics
 from service.model_file import read_model_info
 from service.preprocess import Fit, Preprocessed, least_side, preprocess
 from service.settings import Settings
+from service.thumbnails import shrink
 from service.tickets import Inferred, Prepare, Result
 
 Fetching = Callable[[Sequence[Source]], AbstractAsyncContextManager[list[bytes | ServiceError]]]
 """Holds the files of images while a block runs, those given by address fetched."""
+
+Keep = Literal["nothing", "picture", "thumbnail"]
+"""What is kept of the decoded picture: all of it to be drawn on, or little to be shown."""
 
 
 class Batch(NamedTuple):
@@ -72,7 +76,7 @@ class Pipeline:
         self._is_unused = asyncio.Event()
         self._is_unused.set()
         self._one_at_a_time = threading.Lock()
-        self._fetching = _make_fetching(settings)
+        self.fetched = _make_fetching(settings)
 
     def start(self) -> None:
         """Start the threads, on the event loop that will ask; from now on this is what serves."""
@@ -104,7 +108,7 @@ class Pipeline:
         outputs: Sequence[Output],
         fit: Fit,
         *,
-        keep_picture: bool = False,
+        keep: Keep = "nothing",
     ) -> list[Result]:
         """Give a result for each image, in order.
 
@@ -112,7 +116,7 @@ class Pipeline:
             images: Files' bytes, their addresses, or why there is neither.
             outputs: What the engine is asked for.
             fit: What of the picture the model sees.
-            keep_picture: Keep the decoded picture, for drawing on it.
+            keep: What is kept of the decoded picture.
 
         Raises:
             ServiceError: where the request as a whole cannot be answered.
@@ -122,10 +126,10 @@ class Pipeline:
             limits=self.settings.image_limits,
             spec=self.info.preprocess,
             fit=fit,
-            keep_picture=keep_picture,
+            keep=keep,
             one_at_a_time=self._one_at_a_time,
         )
-        async with self._fetching(images) as files:
+        async with self.fetched(images) as files:
             prepares: list[Prepare] = [partial(decoding, file) for file in files]
             results = await self.batcher.submit(prepares, outputs, self.settings.deadline_s)
         self.metrics.images.inc(sum(isinstance(result, Inferred) for result in results))
@@ -142,9 +146,19 @@ class Pipeline:
             ServiceError: if the only image is bad, one is bad and must not be, or the fault is the
                 service's own.
         """
+        errors = self.refusals(results, must_succeed=must_succeed)
+        items = [result if isinstance(result, Inferred) else None for result in results]
+        return Batch(items, errors)
+
+    def refusals(self, results: Sequence[object], *, must_succeed: bool) -> list[dict[str, Any]]:
+        """Give what `settle` says of the bad images among results of any kind.
+
+        Raises:
+            ServiceError: as `settle` does.
+        """
         errors = []
         for index, result in enumerate(results):
-            if isinstance(result, Inferred):
+            if not isinstance(result, ServiceError):
                 continue
             if len(results) == 1:
                 raise result
@@ -153,8 +167,7 @@ class Pipeline:
                 raise result
             self.metrics.refusals.labels(result.code).inc()
             errors.append(result.to_dict())
-        items = [result if isinstance(result, Inferred) else None for result in results]
-        return Batch(items, errors)
+        return errors
 
 
 def load_pipeline(
@@ -212,7 +225,7 @@ def _decode(
     limits: ImageLimits,
     spec: PreprocessSpec,
     fit: Fit,
-    keep_picture: bool,
+    keep: Keep,
     one_at_a_time: AbstractContextManager[object],
 ) -> Preprocessed:
     """Decode one image to the model's pixels, in a worker thread."""
@@ -220,4 +233,6 @@ def _decode(
         raise image
     decoded = decode(image, limits, least_side=least_side(spec), one_at_a_time=one_at_a_time)
     prepared = preprocess(decoded, spec, fit)
-    return prepared._replace(picture=decoded.image) if keep_picture else prepared
+    if keep == "nothing":
+        return prepared
+    return prepared._replace(picture=decoded.image if keep == "picture" else shrink(decoded.image))

@@ -16,7 +16,7 @@ from service.contract import Output
 from service.errors import Draining, InvalidRequest
 from service.inputs import read_inputs, read_options
 from service.openapi import describe
-from service.pipeline import Pipeline
+from service.pipeline import Keep, Pipeline
 
 
 class PlainRoute(APIRoute):
@@ -112,9 +112,8 @@ async def attention(request: Request) -> Response:
         options.render = "heatmap"
     _check_attention(options, num_heads, pipeline)
     outputs: list[Output] = ["attention"]
-    results = await pipeline.infer(
-        inputs.images, outputs, options.fit, keep_picture=options.render == "overlay"
-    )
+    keep: Keep = "picture" if options.render == "overlay" else "nothing"
+    results = await pipeline.infer(inputs.images, outputs, options.fit, keep=keep)
     batch = pipeline.settle(results, must_succeed=options.on_error == "fail")
     wants_png = len(results) == 1 and options.render != "none" and "application/json" not in accept
     as_npy = _wants_npy(request)
@@ -138,6 +137,7 @@ async def info(request: Request) -> Response:
         "engine": pipeline.engine.name,
         "provider": pipeline.engine.provider,
         "precision": pipeline.engine.precision,
+        "gallery": request.app.state.gallery is not None,
         "limits": pipeline.settings.limits(),
         "version": VERSION,
         "loaded_at": request.app.state.reloader.loaded_at,

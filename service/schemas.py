@@ -259,6 +259,7 @@ class InfoAnswer(Answer):
     engine: str
     provider: str
     precision: str
+    gallery: bool
     limits: dict[str, Any]
     version: str
     loaded_at: datetime

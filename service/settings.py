@@ -122,6 +122,19 @@ class Settings(BaseSettings):
         "", description="where traces go, http://collector:4318/v1/traces; empty: nowhere"
     )
     trace_share: float = Field(1.0, ge=0, le=1, description="share of calls that is traced")
+
+    gallery_path: Path | None = Field(
+        None, description="folder of the gallery; with neither this nor gallery_url there is none"
+    )
+    gallery_url: str | None = Field(
+        None, pattern=r"^https?://", description="Qdrant server that holds the gallery"
+    )
+    gallery_api_key: SecretStr | None = Field(None, description="key of the Qdrant server")
+    gallery_collection: str = Field(
+        "esvit", pattern=r"^[\w-]{1,64}$", description="the gallery's name on the Qdrant server"
+    )
+    max_gallery_pictures: int = Field(1_000_000, ge=1, description="pictures in the gallery")
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="verbosity")
     log_format: Literal["text", "json"] = Field("text", description="lines of text or of JSON")
 
@@ -178,6 +191,13 @@ class Settings(BaseSettings):
             raise ValueError(f"an API key is ASCII of at least {MIN_KEY_LENGTH} characters")
         if self.api_keys_file is not None and not self.keys():
             raise ValueError("api_keys_file holds no key")
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_one_gallery(self) -> Self:
+        """A gallery is in a folder or on a server."""
+        if self.gallery_path is not None and self.gallery_url is not None:
+            raise ValueError("gallery_path and gallery_url are both set; the gallery is in one")
         return self
 
     def keys(self) -> tuple[str, ...]:
