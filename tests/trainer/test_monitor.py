@@ -1,9 +1,11 @@
 import json
 import math
+import sys
 import time
 
 import pytest
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.monitor import Meter, Monitor, drop_later_lines, note_skipped
 from trainer.schedule import Scheduled
@@ -20,8 +22,8 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def monitor(folder, console, *, first_step=0):
-    return Monitor(folder, console, first_step=first_step, num_steps=10, tensorboard=False)
+def monitor(folder, console, *, first_step=0, tensorboard=False):
+    return Monitor(folder, console, first_step=first_step, num_steps=10, tensorboard=tensorboard)
 
 
 def test_meter_averages_the_good_steps_and_begins_anew():
@@ -108,14 +110,42 @@ def test_skipped_step_is_written_with_its_images(tmp_path):
     assert line == {"step": 7, "loss": None, "images": ["a.jpg", "b.jpg"]}
 
 
-def test_missing_tensorboard_is_said_in_words(tmp_path):
-    pytest.importorskip("torch")
-    try:
-        import tensorboard  # noqa: F401  # only whether it is there
-    except ImportError:
-        with pytest.raises(ValueError, match="pip install tensorboard"):
-            Monitor(tmp_path, Console(), first_step=0, num_steps=1, tensorboard=True)
-    else:
-        with Monitor(tmp_path, Console(), first_step=0, num_steps=1, tensorboard=True) as told:
-            told.write(1, {"loss": 1.0})
-        assert list((tmp_path / "tensorboard").glob("events*"))
+def scalars(folder):
+    """What TensorBoard would show: each metric's steps and values."""
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    return {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
+
+
+def test_tensorboard_shows_the_metrics(tmp_path):
+    with monitor(tmp_path, Console(stderr=True), tensorboard=True) as told:
+        told.write(1, {"loss": 2.5, "lr": 0.25})
+        told.write(2, {"loss": 2.0, "eval_knn": 0.5})
+    assert scalars(tmp_path) == {
+        "loss": [(1, 2.5), (2, 2.0)],
+        "lr": [(1, 0.25)],
+        "eval_knn": [(2, 0.5)],
+    }
+
+
+def test_tensorboard_forgets_what_came_after_the_checkpoint(tmp_path):
+    with monitor(tmp_path, Console(stderr=True), tensorboard=True) as told:
+        for step in range(1, 6):
+            told.write(step, {"loss": 1.0})
+    with monitor(tmp_path, Console(stderr=True), first_step=3, tensorboard=True) as told:
+        told.write(4, {"loss": 0.5})
+    assert scalars(tmp_path) == {"loss": [(1, 1.0), (2, 1.0), (3, 1.0), (4, 0.5)]}
+
+
+def test_processes_that_do_not_write_leave_tensorboard_alone(tmp_path):
+    with monitor(tmp_path, None, tensorboard=True) as told:
+        told.write(1, {"loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_tensorboard_is_said_in_words(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        monitor(tmp_path, Console(), tensorboard=True)
