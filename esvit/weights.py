@@ -206,7 +206,8 @@ def _unpickle(path: Path) -> Any:  # whatever the file holds
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(f"{path}: refused, it would run {found[1]}") from error
         # What torch says of a file that is no pickle at all is advice to read it unsafely.
-        reason = "no pickle" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
+        is_pickle = not isinstance(error, (pickle.UnpicklingError, KeyError))
+        reason = _first_line(error) if is_pickle else "no pickle"
         raise ValueError(f"{path}: not a readable checkpoint: {reason}") from error
 
 

@@ -7,6 +7,7 @@ reads them; a resumed run drops the lines after its checkpoint and goes on.
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -128,9 +129,11 @@ class Monitor:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._bar.stop()
-        if self._writer is not None:
-            self._writer.close()
+        if self._bar.live.is_started:
+            self._bar.stop()
+        with _surviving("TensorBoard"):
+            if self._writer is not None:
+                self._writer.close()
 
     def advance(self, step: int, loss: float) -> None:
         """Show that so many steps are done."""
@@ -141,11 +144,11 @@ class Monitor:
         if self._console is None:
             return
         line = {"step": step, "time": round(time.time(), 3), **metrics}
-        with self._path.open("a") as file:
-            file.write(json.dumps({k: _finite(x) for k, x in line.items()}) + "\n")
-        if self._writer is not None:
-            for name, value in metrics.items():
-                self._writer.add_scalar(name, value, step)
+        append_line(self._path, {name: _finite(value) for name, value in line.items()})
+        with _surviving("TensorBoard"):
+            if self._writer is not None:
+                for name, value in metrics.items():
+                    self._writer.add_scalar(name, value, step)
         shown = [f"{name} {metrics[name]:.4g}" for name in _SHOWN if name in metrics]
         others = [f"{name} {metrics[name]:.4g}" for name in metrics if name.startswith("eval_")]
         logger.info(
@@ -162,8 +165,29 @@ class Monitor:
 def note_skipped(folder: Path, step: int, report: StepReport, names: Sequence[str]) -> None:
     """Write down a step that was not finite, with the images of this process in it."""
     line = {"step": step, "loss": _finite(report.total), "images": list(names)}
-    with (folder / SKIPPED).open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    append_line(folder / SKIPPED, line)
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Add a line of JSON to a file, whole or not at all."""
+    with _surviving(path.name):
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError:
+            if path.exists():
+                os.truncate(path, size)
+            raise
+
+
+@contextmanager
+def _surviving(what: str) -> Generator[None]:
+    """Go on when the disk is full: what a run tells is worth less than the run."""
+    try:
+        yield
+    except OSError as error:
+        logger.error("%s not written: %s", what, error)
 
 
 def drop_later_lines(path: Path, step: int) -> None:

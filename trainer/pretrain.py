@@ -9,24 +9,21 @@ saving, 143 on SIGTERM, 130 on SIGINT, and 75 on SIGUSR1, for a job script to re
 """
 
 import contextlib
-import io
 import logging
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor
 
 from esvit.weights import write_safetensors
 from trainer import distributed
+from trainer.command_line import parse
 from trainer.config import PretrainConfig
-from trainer.config_file import read_config
 from trainer.data.images import TooManyBadImages
 from trainer.data.loader import Batch, PixelFinish
 from trainer.devices import keep_freed_memory
@@ -36,7 +33,6 @@ from trainer.monitor import SKIPPED, Meter, Monitor, note_skipped, set_up_loggin
 from trainer.networks import speed_up, teacher_weights
 from trainer.online import Examiner
 from trainer.pixel_ops import PixelParameters
-from trainer.recipes import RECIPES
 from trainer.run import Run, claim_folder, prepare, save
 from trainer.step import StepReport, train_step
 
@@ -171,42 +167,6 @@ def write_teacher(run: Run, path: Path) -> None:
     write_safetensors(path, teacher_weights(run.config, run.state, run.provenance()))
 
 
-def parse(argv: list[str] | None) -> PretrainConfig:
-    """Read the command line: a recipe's name or `--config FILE`, then flags.
-
-    Raises:
-        SystemExit: after help, or after one line that says what is wrong.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    prog = "python -m trainer.pretrain"
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            if argv[:1] == ["--config"] and len(argv) > 1:
-                default = read_config(Path(argv[1]))
-                return tyro.cli(PretrainConfig, default=default, args=argv[2:], prog=prog)
-            recipes = {
-                name: (str(recipe.__doc__), recipe(tyro.MISSING, tyro.MISSING))
-                for name, recipe in RECIPES.items()
-            }
-            return tyro.extras.overridable_config_cli(recipes, args=argv, prog=prog)
-    except (FileNotFoundError, ValueError) as error:
-        refuse(error)
-        raise SystemExit(2) from error
-    except SystemExit as stop:
-        # A box round a refusal of the config's own would hide the one line that matters.
-        reasons = [error for error in causes(stop) if isinstance(error, ValueError)]
-        sys.stderr.write(f"{reasons[0]}\n" if reasons else said.getvalue())
-        raise
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Follow an error to those during whose handling it came up."""
-    while error.__context__ is not None:
-        error = error.__context__
-        yield error
-
-
 def refuse(error: Exception) -> None:
     """Write one line, in the main process."""
     if distributed.is_main():
@@ -215,7 +175,7 @@ def refuse(error: Exception) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and give its exit code."""
-    config = parse(argv)
+    config = parse(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()
     with distributed.process_group():
         console = set_up_logging(is_main=distributed.is_main())

@@ -1,7 +1,9 @@
 import json
 import math
+import resource
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 from rich.console import Console
@@ -70,6 +72,27 @@ def test_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path):
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [
         (1, 1.0), (2, 1.0), (3, 1.0), (4, 0.5),
     ]  # fmt: skip
+
+
+@contextmanager
+def files_end_at(size):
+    """As on a full disk, nothing can be written from that byte on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_costs_whole_lines_and_not_the_run(tmp_path, caplog):
+    with monitor(tmp_path, Console(stderr=True)) as told:
+        told.write(1, {"loss": 1.0})
+        with files_end_at((tmp_path / "metrics.jsonl").stat().st_size + 9):
+            told.write(2, {"loss": 1.0})
+        told.write(3, {"loss": 1.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 3]
+    assert "metrics.jsonl not written: [Errno 27]" in caplog.text
 
 
 def test_file_of_which_nothing_stays_is_removed(tmp_path):

@@ -15,7 +15,6 @@ import torch
 
 from esvit.weights import read_weights
 from tests.trainer.pictures import fill_folder
-from trainer import pretrain
 from trainer.checkpoint import load_latest
 from trainer.pretrain import main
 
@@ -347,14 +346,6 @@ def test_fault_before_the_first_step_leaves_no_config_to_contradict(images, tmp_
     out = tmp_path / "run"
     assert main(smoke(images, out, "--optim.batch", "64")) == 2
     assert main(smoke(images, out, "--schedule.epochs", "1", "--schedule.warmup-epochs", "0")) == 0
-
-
-def test_help_names_the_recipes(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
-    assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in pretrain.RECIPES)
 
 
 @pytest.mark.slow

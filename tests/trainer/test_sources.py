@@ -132,6 +132,14 @@ def test_a_tar_file_that_is_cut_off_is_noticed_per_image(tmp_path):
         source.read(1)
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar", "parquet"])
+def test_a_file_of_another_kind_than_its_name_says_is_refused_by_name(kind, tmp_path):
+    path = tmp_path / f"all.{kind}"
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match=rf"{path} is no .*{kind} file, or damaged"):
+        open_source(str(path))
+
+
 def test_a_file_that_is_no_tar_is_refused(tmp_path):
     (tmp_path / "s.tar").write_bytes(b"x" * 5000)
     with pytest.raises(ValueError, match="no uncompressed tar file"):

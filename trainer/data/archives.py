@@ -28,8 +28,11 @@ def scan_zip(files: list[str]) -> Index:
     builder = IndexBuilder(files)
     for number, file in enumerate(files):
         builder.watch(file)
-        with zipfile.ZipFile(file) as archive:
-            members = [m for m in archive.infolist() if not m.is_dir() and not _is_hidden(m)]
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = [m for m in archive.infolist() if not m.is_dir() and not _is_hidden(m)]
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{file} is no zip file, or damaged: {error}") from error
         images = [member for member in members if is_image(member.filename)]
         depth = _shared_depth(images)
         for member in images:

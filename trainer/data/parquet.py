@@ -34,7 +34,11 @@ def scan_parquet(files: list[str]) -> Index:
 
 def _scan_file(file: str, number: int, builder: IndexBuilder) -> None:
     parquet = _pyarrow_parquet()
-    with parquet.ParquetFile(file) as opened:
+    try:
+        opened = parquet.ParquetFile(file)
+    except ValueError as error:
+        raise ValueError(f"{file} is no parquet file, or damaged: {error}") from error
+    with opened:
         image_column(opened.schema_arrow, file)
         has_labels = _LABEL in opened.schema_arrow.names
         for group in range(opened.num_row_groups):
