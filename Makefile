@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := esvit trainer service benchmarks tests
 
-.PHONY: help install serve screenshot model format lint types check test test-all processes end-to-end clients ray fuzz coverage clean
+.PHONY: help install serve screenshot model format lint types check test test-all processes end-to-end clients ray fuzz soak coverage clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,7 +48,7 @@ check: lint types  ## lint and types
 
 # The service never meets torch and its forked processes, and Playwright keeps an event loop on the
 # main thread: each has a process of its own.
-SERVING := tests/service tests/fuzz tests/test_architecture.py tests/test_readme.py
+SERVING := tests/service tests/fuzz tests/test_architecture.py tests/test_readme.py tests/test_promises.py tests/test_kubernetes.py
 BROWSING := tests/browser
 TRAINING := tests/esvit tests/trainer
 
@@ -81,6 +81,7 @@ CLIENTS := tests/service/protocols/clients
 
 clients: .venv/clients/done  ## the protocols against the real clients of other services
 	$(BIN)/python -m pytest -m clients tests/service/protocols
+	$(BIN)/python -m pytest -m clients tests/trainer/test_triton.py
 
 .venv/ray: .venv/dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
@@ -91,6 +92,9 @@ ray: .venv/ray  ## bulk runs on a Ray of this machine
 
 fuzz: .venv/dev  ## damage images, forms and binary calls until something breaks: a minute each
 	$(BIN)/python -m tests.fuzz
+
+soak: .venv/dev  ## 100 clients for 20 s, then 5,000 calls: what is answered, how memory grows
+	$(BIN)/python -m tests.soak
 
 coverage: .venv/dev  ## branch coverage of esvit and service
 	$(BIN)/python -m pytest --cov --cov-branch --cov-report= $(SERVING)

@@ -16,6 +16,7 @@ SHARED = {
     "contract",
     "errors",
     "images",
+    "model_file",
     "parity",
     "preprocess",
     "regions",

@@ -23,9 +23,11 @@ from esvit.backbones import Backbone, build
 from esvit.config import BACKBONES, backbone_config, backbone_name
 from esvit.weights import Network, digest, read_weights
 from service.contract import INPUT, OUTPUTS, ModelInfo, Output, PreprocessSpec
+from service.model_file import read_model_info
 from service.parity import MIN_COSINE, least_cosines, photograph_pixels
 from trainer.evaluation.images import preprocessing
 from trainer.onnx_graph import Pixels2Outputs, output_shapes, serialise, to_fp16, trace
+from trainer.triton import repository_files, triton_config
 
 MAX_DIFFERENCE = 1e-4
 """Of any output value, between a float32 file and torch, in outputs of up to `USUAL_SIZE`."""
@@ -45,6 +47,7 @@ class ExportConfig:
 
     Attributes:
         out: The file to write.
+        triton_repository: Folder in which to write it as a model of Triton's as well.
         checkpoint: A published checkpoint, or weights of ours (.safetensors).
         untrained: Export fresh weights instead of a checkpoint.
         which: The network of a published checkpoint.
@@ -55,6 +58,7 @@ class ExportConfig:
     """
 
     out: Path
+    triton_repository: Path | None = None
     checkpoint: Path | None = None
     untrained: tyro.conf.FlagCreatePairsOff[bool] = False
     which: Network = "teacher"
@@ -197,6 +201,11 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"{config.out} not written: the graph differs from torch\n")
         return 1
     write(config.out, data)
+    if config.triton_repository is not None:
+        info = read_model_info(config.out)
+        config_path, model_path = repository_files(config.triton_repository, info)
+        write(config_path, triton_config(info).encode())
+        write(model_path, data)
     console.print(f"{config.out}: {source.name}, {config.precision}, {len(data) / 1e6:.1f} MB")
     return 0
 
