@@ -5,13 +5,12 @@ Module names are those of the published checkpoints.
 Shape letters: B batch, or windows of a batch, T tokens that see each other, C channels.
 """
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esvit.backbones.attend import attend
+from esvit.backbones.linear import linear, linear_gelu
 from esvit.backbones.remake import use_and_remake
 
 EPS = 1e-6
@@ -38,7 +37,7 @@ class Attention(nn.Module):
         if torch.compiler.is_exporting():
             return self.with_weights(x, bias)[0]
         num, T, C = x.shape
-        qkv = self.qkv(x).view(num, T, 3, self.num_heads, C // self.num_heads)
+        qkv = linear(self.qkv, x).view(num, T, 3, self.num_heads, C // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return self._join(attend(query, key, value, bias, query.shape[-1] ** -0.5))
 
@@ -69,7 +68,7 @@ class Attention(nn.Module):
 
     def _join(self, x: Tensor) -> Tensor:
         """Put heads (B, heads, T, C / heads) together and project."""
-        return cast(Tensor, self.proj(x.transpose(1, 2).flatten(2)))
+        return linear(self.proj, x.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -82,7 +81,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Work on the last axis of (..., C)."""
-        return use_and_remake(F.gelu, self.fc1(x), self.fc2)
+        if torch.is_grad_enabled():
+            return use_and_remake(F.gelu, self.fc1(x), self.fc2)
+        return linear(self.fc2, linear_gelu(self.fc1, x))
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:

@@ -6,6 +6,7 @@ Shape letters: B batch, H W height and width of a map, C channels, M window side
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import cast
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esvit.backbones.layers import EPS, Attention, ResidualBlock
+from esvit.backbones.linear import linear
 from esvit.backbones.remake import use_and_remake
 from esvit.backbones.windows import (
     Layout,
@@ -103,7 +105,7 @@ class PatchMerging(nn.Module):
         x = x.view(B, (H + 1) // 2, 2, (W + 1) // 2, 2, C)
         # The published order of the four: down the first column, then down the second.
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)
-        return use_and_remake(self.norm, x, self.reduction)
+        return use_and_remake(self.norm, x, partial(linear, self.reduction))
 
 
 class Stage(nn.Module):

@@ -106,10 +106,10 @@ def check(config: ThroughputConfig) -> None:
 
 def describe(config: BackboneConfig, side: int) -> dict[str, float]:
     """Count parameters, and multiply-adds of one image, which papers call FLOPs."""
-    network = build(config).eval()
+    network = build(config).eval().requires_grad_(False)
     counter = FlopCounterMode(display=False)
-    # Written out, so that the counter sees the products inside attention on every device.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    # Attention written out, and in the mode of training: of operators in one the counter knows few.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         network(torch.zeros(1, 3, side, side))
     return {
         "parameters_m": sum(p.numel() for p in network.parameters()) / 1e6,

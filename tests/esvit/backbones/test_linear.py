@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from esvit.backbones.linear import linear, linear_gelu
+from esvit.config import BACKBONES
+from trainer.evaluation.throughput import describe
+
+SHAPES = [(2, 3, 5, 24), (2, 7, 24), (3, 24), (0, 7, 24)]
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.called.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def in_double(layer, x):
+    return F.linear(x.double(), layer.weight.double(), layer.bias.double())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
+def test_layer_at_work_gives_the_written_out_numbers(shape, dtype, tolerance):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 10).to(dtype), torch.randn(shape).to(dtype)
+    exact = in_double(layer, x)
+    with torch.no_grad():
+        found = linear(layer, x), linear_gelu(layer, x)
+    for actual, expected in zip(found, (exact, F.gelu(exact)), strict=True):
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_strided_input_without_bias_gives_the_same():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 10, bias=False).bfloat16(), torch.randn(2, 24, 7).bfloat16()
+    with torch.no_grad():
+        torch.testing.assert_close(linear(layer, x.mT), layer(x.mT.contiguous()))
+
+
+def test_autocast_gives_its_own_type_and_numbers():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 10), torch.randn(2, 7, 24)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        actual, expected = linear(layer, x), layer(x)
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual, expected)
+
+
+def test_gradients_are_the_layers_own():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 10), torch.randn(2, 7, 24)
+    found = torch.autograd.grad(linear_gelu(layer, x).sum(), layer.parameters())
+    expected = torch.autograd.grad(F.gelu(layer(x)).sum(), layer.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_gelu_is_no_pass_of_its_own_where_no_gradient_is_asked():
+    layer, x = nn.Linear(24, 10), torch.randn(7, 24)
+    with torch.no_grad(), Operators() as operators:
+        linear_gelu(layer, x)
+    assert "aten::gelu" not in operators.called
+    with Operators() as operators:
+        linear_gelu(layer, x)
+    assert "aten::gelu" in operators.called
+
+
+def test_products_in_one_pass_are_counted():
+    """DeiT-T: 1.26 billion multiply-adds, 1.3 in its paper (Touvron et al. 2021, table 5)."""
+    with torch.no_grad():
+        assert describe(BACKBONES["deit_tiny_p16"], 224)["gmacs"] == pytest.approx(1.26, abs=0.02)
