@@ -35,6 +35,14 @@ def _split(value: object) -> object:
     return value
 
 
+def _is_installed(module: str) -> bool:
+    """Tell whether a module is there, without loading it."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a package that it lies in is not there
+        return False
+
+
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 Networks = Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_split)]
@@ -152,7 +160,7 @@ class Settings(BaseSettings):
         """What is asked for and not installed must not be silently left out."""
         if endpoint and not endpoint.startswith(("http://", "https://")):
             raise ValueError("expected an address that begins with http:// or https://")
-        if endpoint and find_spec("opentelemetry.exporter") is None:
+        if endpoint and not _is_installed("opentelemetry.exporter.otlp.proto.http"):
             raise ValueError("traces need the extra 'otel': pip install '.[otel]'")
         return endpoint
 

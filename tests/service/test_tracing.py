@@ -112,3 +112,9 @@ def test_off_by_default_and_not_even_loaded():
 def test_an_endpoint_that_is_no_address_is_refused():
     with pytest.raises(ValidationError, match="begins with http:// or https://"):
         Settings(trace_endpoint="collector:4318")
+
+
+def test_an_extra_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    with pytest.raises(ValidationError, match=r"pip install '\.\[otel\]'"):
+        Settings(trace_endpoint="http://127.0.0.1:4318/v1/traces")
