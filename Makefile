@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := esvit trainer service benchmarks tests
 
-.PHONY: help install serve screenshot model format lint types check test test-all processes end-to-end clients ray fuzz soak coverage clean
+.PHONY: help install serve figures screenshot model format lint types check test test-all processes end-to-end clients ray fuzz soak coverage clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,15 @@ serve: .venv/serve  ## the service on 127.0.0.1:8000 with the default model; nee
 
 model: .venv/dev  ## make the default model again
 	$(BIN)/python -m trainer.export_onnx --untrained --arch swin_nano_w8 --seed 0 --out service/models/default.onnx
+
+PHOTOGRAPHS := service/photographs
+FIGURE := $(BIN)/python -m trainer.visualize
+OF_DEFAULT := --model service/models/default.onnx
+
+figures: .venv/dev screenshot  ## every picture in docs/, after a change of the default model
+	$(FIGURE) regions $(OF_DEFAULT) $(addprefix $(PHOTOGRAPHS)/,cat.jpg coffee.jpg rocket.jpg) --panel 180 --out docs/tour/regions.png
+	$(FIGURE) correspondence $(OF_DEFAULT) $(PHOTOGRAPHS)/cat.jpg --panel 224 --out docs/tour/correspondence.png
+	$(FIGURE) attention $(OF_DEFAULT) $(PHOTOGRAPHS)/cat.jpg --heads 5 --panel 140 --out docs/tour/attention.png
 
 screenshot: .venv/browser  ## the picture in docs/playground.md
 	$(BIN)/python -m tests.browser.screenshot docs/playground.png

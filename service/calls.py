@@ -40,7 +40,7 @@ class Refused(Exception):
     """A refusal of the service, of a call or of one picture in it.
 
     Attributes:
-        code: What is wrong, one of the codes of the README's table; `unreadable_file` for a path
+        code: What is wrong, one of the codes in `docs/api.md`; `unreadable_file` for a path
             that could not be read here.
         status: The HTTP status of the call, None where only a picture of it was refused.
     """
