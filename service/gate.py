@@ -131,7 +131,7 @@ class _Passage:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         self.request_id = given if REQUEST_ID.fullmatch(given) else new_request_id()
-        self._declared = headers.get("content-length", "")
+        self._declared = headers.get("content-length", "").lstrip("0")
         self._encoding = headers.get("content-encoding", "identity").lower()
         self._unpacker: Unpacker | None = None
         self._has_entered = False
@@ -185,7 +185,8 @@ class _Passage:
     async def _receive_wire(self) -> Message:
         """Receive what comes over the wire."""
         limits = self._gate.limits
-        if self._declared.isdigit() and int(self._declared) > limits.max_bytes:
+        # Python reads no number of thousands of digits; any of 19 is too large.
+        if self._declared.isdigit() and int(self._declared[:19]) > limits.max_bytes:
             raise _body_too_large(limits.max_bytes)
         try:
             async with asyncio.timeout_at(self._deadline):

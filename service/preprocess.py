@@ -44,7 +44,8 @@ class Geometry(NamedTuple):
 
     def to_model(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Map (..., 2) source pixels x, y to model pixels."""
-        return (points - (self.left, self.top)) / (self.scale_x, self.scale_y)
+        with np.errstate(over="ignore"):  # what is as far off as that is outside, and found to be
+            return (points - (self.left, self.top)) / (self.scale_x, self.scale_y)
 
 
 class Preprocessed(NamedTuple):

@@ -54,3 +54,11 @@ def test_nothing_else_is_served(client, path):
 @pytest.mark.parametrize("path", ["/", "/static/main.js"])
 def test_files_are_only_read(client, path):
     refused(client.post(path), 405, "method_not_allowed")
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/main.js", "/photographs/cat.jpg"])
+@pytest.mark.parametrize("wanted", ["bytes=a-b", "bytes=5-1", "bytes=0-0"])
+def test_files_are_given_whole_whatever_range_is_asked_for(client, path, wanted):
+    response = client.get(path, headers={"range": wanted})
+    assert response.status_code == 200
+    assert response.content == client.get(path).content

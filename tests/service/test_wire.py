@@ -80,6 +80,12 @@ def test_what_can_be_read_in_two_ways_is_refused_in_our_shape(strict, sent):
     assert refusal(talk(strict, sent)) == (400, "invalid_http")
 
 
+@pytest.mark.parametrize(("length", "status"), [(b"0" * 5000 + b"5", b"422"), (b"9" * 19, b"413")])
+def test_a_length_of_very_many_digits_is_the_clients_fault(client, length, status):
+    sent = POST + b"Connection: close\r\nContent-Length: " + length + b"\r\n\r\n12345"
+    assert talk(client, sent).startswith(b"HTTP/1.1 " + status)
+
+
 def head_of(size: int) -> bytes:
     """Give a request whose target and headers count so many bytes, and that ends the connection."""
     start = LAST[: -len(b"\r\n")]
