@@ -8,6 +8,11 @@ function make(tag, content = [], attributes = {}) {
   return element;
 }
 
+/** Gives a sentence with what stands between backticks as code. */
+function prose(text) {
+  return text.split("`").map((part, index) => (index % 2 ? make("code", part) : part));
+}
+
 /** Says in a word or two what a schema takes. */
 function typeOf(schema, known) {
   if (schema.$ref) return typeOf(known[schema.$ref.split("/").pop()] ?? {}, known);
@@ -39,7 +44,7 @@ function options(call, known) {
     make("code", name),
     make("code", typeOf(schema, known)),
     "default" in schema ? make("code", JSON.stringify(schema.default)) : "",
-    schema.description ?? "",
+    make("span", prose(schema.description ?? "")),
   ]);
   if (!rows.length) return [];
   const where = "In the query, as form fields or in the JSON object.";
@@ -71,7 +76,7 @@ function answers(call, known) {
 /** One call of the API. */
 function endpoint(path, method, call, known) {
   const title = [make("span", method.toUpperCase(), { class: "method" }), " ", make("code", path)];
-  const words = (call.description ?? call.summary ?? "").split("\n\n").map((text) => make("p", text));
+  const words = (call.description ?? call.summary ?? "").split("\n\n").map((text) => make("p", prose(text)));
   const kinds = Object.keys(call.requestBody?.content ?? {});
   const takes = kinds.length ? [make("h3", "Takes"), make("p", kinds.join(" · "))] : [];
   const parts = [...example(path, method, call), ...takes, ...options(call, known)];
