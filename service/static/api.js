@@ -93,7 +93,7 @@ function post(
 }
 
 /** Make a call, again where the service says that too much is under way; throw its refusal. */
-async function call(/** @type {string} */ path, /** @type {RequestInit} */ { headers = {}, ...request }) {
+export async function call(/** @type {string} */ path, /** @type {RequestInit} */ { headers = {}, ...request }) {
   const key = sessionStorage.getItem(KEY);
   const all = key === null ? headers : { ...headers, "x-api-key": key };
   for (let attempt = 1; ; attempt++) {

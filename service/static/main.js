@@ -134,7 +134,7 @@ function select(/** @type {import("./tabs.js").Tab} */ tab) {
   find("#view").setAttribute("aria-labelledby", `tab-${tab.id}`);
   find("#hint").textContent = tab.hint;
   find("#controls").replaceChildren(...view.controls);
-  find("#pictures").hidden = Boolean(view.stage);
+  find("#pictures").hidden = find("#keys").hidden = Boolean(view.stage);
   find("#own").replaceChildren(...(view.stage ? [view.stage] : []));
   lines = [];
   find("#lines").replaceChildren();

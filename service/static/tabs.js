@@ -42,7 +42,8 @@
 import { attention } from "./tabs/attention.js";
 import { components } from "./tabs/components.js";
 import { correspondence } from "./tabs/correspondence.js";
+import { gallery } from "./tabs/gallery.js";
 import { similarity } from "./tabs/similarity.js";
 
 /** @type {Tab[]} */
-export const TABS = [similarity, correspondence, attention, components];
+export const TABS = [similarity, correspondence, attention, components, gallery];

@@ -22,7 +22,9 @@ BATCH = 50
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("gallery")
-    settings = Settings(engine="onnxruntime", device="cpu", threads=2, gallery_path=folder)
+    settings = Settings(
+        engine="onnxruntime", device="cpu", threads=2, gallery_path=folder, deadline_s=600
+    )
     with serve(create_app(settings)) as client:
         client.timeout = 600  # the machine may be busy
         yield client
