@@ -1,0 +1,78 @@
+"""Runs that are stopped, killed or damaged, and go on."""
+
+import os
+import shutil
+import signal
+import sys
+import threading
+
+import pytest
+
+from tests.trainer.runs import assert_equal_runs, last_checkpoint, launch, smoke, wait_for_step
+from trainer.pretrain import main
+
+COMMAND = [sys.executable, "-m", "trainer.pretrain"]
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+def test_signal_saves_and_the_next_start_goes_on_as_if_unbroken(images, unbroken, tmp_path):
+    out = tmp_path / "run"
+
+    def stop():
+        wait_for_step(out, 3)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert main(smoke(images, out)) == 75
+    thread.join()
+    assert 3 <= last_checkpoint(out).step < 10
+    assert not (out / "teacher.safetensors").exists()
+    assert main(smoke(images, out)) == 0
+    assert_equal_runs(out, unbroken)
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_as_if_unbroken(images, unbroken, tmp_path):
+    """Augmentation, optimizer and centers included, in the middle of an epoch, with workers."""
+    out = tmp_path / "run"
+    arguments = smoke(
+        images, out, "--checkpoint.every-minutes", "1e-9", "--loader.num-workers", "2"
+    )
+    child = launch(COMMAND, arguments)
+    wait_for_step(out, 7)
+    child.kill()
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    assert 6 <= last_checkpoint(out).step < 10
+    assert main(smoke(images, out)) == 0
+    assert_equal_runs(out, unbroken)
+
+
+def test_cut_checkpoint_falls_back_to_the_one_before(images, unbroken, tmp_path, capfd):
+    out = tmp_path / "run"
+    shutil.copytree(unbroken, out)
+    newest = last_checkpoint(out).path
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert main(smoke(images, out)) == 0
+    said = capfd.readouterr().err
+    assert f"{newest.name} is passed over" in said.replace(f"{newest.parent}/", "")
+    assert "resuming from step-000000005.safetensors, epoch 1" in said
+    assert_equal_runs(out, unbroken)
+
+
+def test_other_circumstances_are_said_on_resuming(images, unbroken, tmp_path, capfd):
+    out = tmp_path / "run"
+    shutil.copytree(unbroken, out)
+    assert main(smoke(images, out, "--compute.images-per-pass", "1")) == 0
+    said = capfd.readouterr().err
+    assert "passes 1 -> 4: every step sees the same images" in said
+    assert "not equal bit for bit" in said
+
+
+def test_finished_run_is_only_written_again(unbroken, images, capsys):
+    before = last_checkpoint(unbroken).path.stat().st_mtime_ns
+    assert main(smoke(images, unbroken)) == 0
+    assert capsys.readouterr().out == f"{unbroken / 'teacher.safetensors'}\n"
+    assert last_checkpoint(unbroken).path.stat().st_mtime_ns == before
