@@ -52,7 +52,7 @@ def metrics(out):
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def wait_for_step(out, step, timeout_s=60.0):
+def wait_for_step(out, step, timeout_s=300.0):
     end = time.monotonic() + timeout_s
     while not any(line["step"] >= step for line in metrics(out)):
         assert time.monotonic() < end, f"no step {step}"
