@@ -40,6 +40,9 @@ from trainer.step import StepConfig, TrainState, train_step
 
 SIDES = (224, 224) + 8 * (96,)
 
+WARM_UP = 3
+"""Steps that do not count: the first of a run still ask for memory."""
+
 
 def make_state(form: str) -> TrainState:
     """Make student, teacher and the rest, untrained."""
@@ -125,11 +128,11 @@ def measure(form: str, precision: str, batch: int, repetitions: int) -> None:
     state = make_state(form)
     views = [torch.randn(batch, 3, side, side) for side in SIDES]
     seconds = []
-    for _ in range(repetitions + 2):  # the first two still ask for memory
+    for _ in range(repetitions + WARM_UP):
         start = time.perf_counter()
         loss = step(state, views, precision)
         seconds.append(time.perf_counter() - start)
-    print(json.dumps({"seconds": seconds[2:], "peak_mb": peak_mb(), "loss": loss}))
+    print(json.dumps({"seconds": seconds[WARM_UP:], "peak_mb": peak_mb(), "loss": loss}))
 
 
 def run_case(*arguments: str) -> dict[str, Any]:

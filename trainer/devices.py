@@ -1,6 +1,7 @@
 """What a run computes on, chosen by what this machine has, and how it holds memory there."""
 
 import ctypes
+import os
 import sys
 from typing import Literal
 
@@ -48,13 +49,16 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what is freed for what is asked for next, as torch does on CUDA.
 
     A step on a CPU makes and frees the same large tensors as the one before. glibc gives them back
-    to the system, whose fresh pages then cost a bf16 step a tenth of its time.
+    to the system, whose fresh pages then cost a bf16 step a tenth of its time. Large tensors are
+    also asked for in huge pages, if none was made yet in this process and the environment says
+    nothing else in torch's variable for it.
 
     Returns:
         Whether this system could be told; where it could not, a run is slower, no more.
     """
     if not sys.platform.startswith("linux"):
         return False
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; musl has none
     if mallopt is None:
         return False

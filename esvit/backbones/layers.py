@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from esvit.backbones.attend import attend
 from esvit.backbones.linear import linear, linear_gelu
-from esvit.backbones.remake import use_and_remake
+from esvit.backbones.remake import run_twice
 
 EPS = 1e-6
 """Epsilon of layer norms; torch's own default would move region features by 3e-5."""
@@ -82,7 +82,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Work on the last axis of (..., C)."""
         if torch.is_grad_enabled():
-            return use_and_remake(F.gelu, self.fc1(x), self.fc2)
+            out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+            return out
         return linear(self.fc2, linear_gelu(self.fc1, x))
 
 
@@ -109,7 +110,7 @@ class ResidualBlock(nn.Module):
     def add(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add to x what attention gave, then what the MLP gives, with stochastic depth."""
         x = x + self._drop(attended)
-        return x + self._drop(use_and_remake(self.norm2, x, self.mlp))
+        return x + self._drop(run_twice(lambda x: self.mlp(self.norm2(x)), x))
 
     def _drop(self, x: Tensor) -> Tensor:
         return drop_path(x, self.drop_rate) if self.training and self.drop_rate else x

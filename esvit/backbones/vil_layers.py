@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from esvit.backbones.layers import EPS, MLP, drop_path
+from esvit.backbones.remake import run_twice
 from esvit.backbones.sliding import SlidingAttention
 from esvit.backbones.vil_attention import FullAttention, Tokens
 
@@ -76,7 +77,7 @@ class MLPLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the tokens (B, T, C) after this layer."""
-        return x + self._drop(self.mlp(self.norm(x)))
+        return x + self._drop(run_twice(lambda x: self.mlp(self.norm(x)), x))
 
     def _drop(self, x: Tensor) -> Tensor:
         """Apply stochastic depth in training."""
