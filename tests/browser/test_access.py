@@ -102,7 +102,7 @@ def test_nothing_moves_where_motion_is_not_wanted(playground):
 def test_a_model_without_attention_has_no_attention_tab_and_says_why(page, tmp_path):
     outputs = INFO.outputs | {"attention": (0, L, L)}
     info = replace(INFO, arch="resnet_50", outputs=outputs)
-    model = write_tiny_model(tmp_path / "resnet.onnx", info.to_json())
+    model = write_tiny_model(tmp_path / "resnet.onnx", info.to_json(), num_heads=0)
     assert HEADS > 0
     with serve(create_app(Settings(model=model, engine="onnxruntime", device="cpu"))) as client:
         playground = Playground(page, client)

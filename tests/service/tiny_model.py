@@ -34,9 +34,11 @@ INFO = ModelInfo(
 )
 
 
-def write_tiny_model(path: Path, passport: str | None = INFO.to_json()) -> Path:
-    """Write the model file, with another passport or none if asked."""
-    model = helper.make_model(_graph(), opset_imports=[helper.make_opsetid("", 17)])
+def write_tiny_model(
+    path: Path, passport: str | None = INFO.to_json(), num_heads: int = HEADS
+) -> Path:
+    """Write the model file, with another passport or none, or without attention, if asked."""
+    model = helper.make_model(_graph(num_heads), opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 8
     if passport is not None:
         helper.set_model_props(model, {"other": "ignored", METADATA_KEY: passport})
@@ -68,7 +70,7 @@ def constants() -> dict[str, NDArray[np.generic]]:
     }
 
 
-def _graph() -> onnx.GraphProto:
+def _graph(num_heads: int) -> onnx.GraphProto:
     """Describe the graph."""
     nodes = [
         _node("Cast", [INPUT], "float", to=TensorProto.FLOAT),
@@ -86,17 +88,21 @@ def _graph() -> onnx.GraphProto:
         _node("MatMul", ["heads", "key"], "keys"),
         _node("Transpose", ["keys"], "keys_transposed", perm=[0, 1, 3, 2]),
         _node("MatMul", ["queries", "keys_transposed"], "logits"),
-        _node("Softmax", ["logits"], "attention", axis=-1),
+        _node("Softmax", ["logits"], "all_heads", axis=-1),
+        _node("Slice", ["all_heads", "first", "last", "axis"], "attention"),
     ]
+    cut = {"first": np.array([0]), "last": np.array([num_heads]), "axis": np.array([1])}
+    values = constants() | cut
+    shapes = INFO.outputs | {"attention": (num_heads, L, L)}
     return helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["B", SIDE, SIDE, 3])],
         [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", *shape])
-            for name, shape in INFO.outputs.items()
+            for name, shape in shapes.items()
         ],
-        [numpy_helper.from_array(array, name) for name, array in constants().items()],
+        [numpy_helper.from_array(array, name) for name, array in values.items()],
     )
 
 
