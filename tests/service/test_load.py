@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,8 +23,9 @@ SMALL = ("--engine", "onnxruntime", "--threads", "1")
 MEMORY = Path("/sys/fs/cgroup/memory")
 
 FULL_AND_READ_ONLY = """
-mount -t tmpfs -o size=16k tmpfs /tmp && mount --bind / / && mount -o remount,ro,bind / || exit 77
-head -c 1000000 /dev/zero 2>/dev/null > /tmp/fill
+mount -t tmpfs -o size=16k tmpfs "$TMPDIR" || exit 77
+mount --bind / / && mount -o remount,ro,bind / || exit 77
+head -c 1000000 /dev/zero 2>/dev/null > "$TMPDIR/fill"
 touch "$PWD/file" 2>/dev/null && exit 77
 exec "$@"
 """
@@ -56,7 +58,10 @@ def in_namespace():
     if not sys.platform.startswith("linux"):
         return False
     shell = ["unshare", "-m", "sh", "-c", FULL_AND_READ_ONLY, "sh", "true"]
-    return subprocess.run(shell, cwd=ROOT, check=False, capture_output=True).returncode == 0
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"TMPDIR": folder}
+        ended = subprocess.run(shell, cwd=ROOT, env=environment, check=False, capture_output=True)
+    return ended.returncode == 0
 
 
 @contextmanager
@@ -153,8 +158,11 @@ def service_at(port):
 
 
 @pytest.mark.skipif(not in_namespace(), reason="may not mount")
-def test_it_serves_where_nothing_can_be_written():
-    with service("unshare", "-m", "sh", "-c", FULL_AND_READ_ONLY, "sh") as (client, process):
+def test_it_serves_where_nothing_can_be_written(tmp_path):
+    with service("unshare", "-m", "sh", "-c", FULL_AND_READ_ONLY, "sh", TMPDIR=str(tmp_path)) as (
+        client,
+        process,
+    ):
         embed(client)
         large = {"files": [("file", png(scene(1500, 1500)))] * 3}  # forms spool large parts to disk
         assert client.post("/embed", **large).status_code == 200
