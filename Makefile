@@ -55,21 +55,25 @@ types: .venv/dev  ## static types
 
 check: lint types  ## lint and types
 
-# The service never meets torch and its forked processes, and Playwright keeps an event loop on the
-# main thread: each has a process of its own.
-SERVING := tests/service tests/fuzz tests/test_architecture.py tests/test_readme.py tests/test_promises.py tests/test_kubernetes.py
+# The service never meets torch and its forked processes, Playwright keeps an event loop on the main
+# thread, and whole runs set up their process's memory: each has a process of its own.
+SERVING := tests/service tests/fuzz tests/test_architecture.py tests/test_readme.py tests/test_docs.py \
+	tests/test_promises.py tests/test_kubernetes.py
 BROWSING := tests/browser
-TRAINING := tests/esvit tests/trainer
+RUNS := $(wildcard tests/trainer/test_pretrain*.py)
+TRAINING := tests/esvit tests/trainer $(RUNS:%=--ignore=%)
 
 test: check .venv/browser  ## lint, types and the fast tests
 	$(BIN)/python -m pytest $(SERVING)
 	$(BIN)/python -m pytest $(BROWSING)
 	$(BIN)/python -m pytest $(TRAINING)
+	$(BIN)/python -m pytest $(RUNS)
 
 test-all: check .venv/browser  ## the slow tests as well
 	$(BIN)/python -m pytest -m "not gpu and not clients" $(SERVING)
 	$(BIN)/python -m pytest $(BROWSING)
 	$(BIN)/python -m pytest -m "not gpu" $(TRAINING)
+	$(BIN)/python -m pytest -m "not gpu" $(RUNS)
 	$(MAKE) end-to-end
 
 processes: .venv/dev  ## runs that are killed, signalled and spread over several processes
