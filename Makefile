@@ -56,22 +56,26 @@ types: .venv/dev  ## static types
 check: lint types  ## lint and types
 
 # The service never meets torch and its forked processes, Playwright keeps an event loop on the main
-# thread, and whole runs set up their process's memory: each has a process of its own.
+# thread: each has a process of its own. So have the methods, and tests that fork after long lives of
+# torch and ONNX Runtime in one process: there such forks end it (cause unknown; no command does so).
 SERVING := tests/service tests/fuzz tests/test_architecture.py tests/test_readme.py tests/test_docs.py \
 	tests/test_promises.py tests/test_kubernetes.py
 BROWSING := tests/browser
-RUNS := $(wildcard tests/trainer/test_pretrain*.py)
-TRAINING := tests/esvit tests/trainer $(RUNS:%=--ignore=%)
+METHOD := tests/esvit
+RUNS := $(wildcard tests/trainer/test_pretrain*.py) tests/trainer/test_streams.py
+TRAINING := tests/trainer $(RUNS:%=--ignore=%)
 
 test: check .venv/browser  ## lint, types and the fast tests
 	$(BIN)/python -m pytest $(SERVING)
 	$(BIN)/python -m pytest $(BROWSING)
+	$(BIN)/python -m pytest $(METHOD)
 	$(BIN)/python -m pytest $(TRAINING)
 	$(BIN)/python -m pytest $(RUNS)
 
 test-all: check .venv/browser  ## the slow tests as well
 	$(BIN)/python -m pytest -m "not gpu and not clients" $(SERVING)
 	$(BIN)/python -m pytest $(BROWSING)
+	$(BIN)/python -m pytest -m "not gpu" $(METHOD)
 	$(BIN)/python -m pytest -m "not gpu" $(TRAINING)
 	$(BIN)/python -m pytest -m "not gpu" $(RUNS)
 	$(MAKE) end-to-end
@@ -111,7 +115,7 @@ soak: .venv/dev  ## 100 clients for 20 s, then 5,000 calls: what is answered, ho
 
 coverage: .venv/dev  ## branch coverage of esvit and service
 	$(BIN)/python -m pytest --cov --cov-branch --cov-report= $(SERVING)
-	$(BIN)/python -m pytest --cov --cov-branch --cov-append --cov-report=term-missing:skip-covered $(TRAINING)
+	$(BIN)/python -m pytest --cov --cov-branch --cov-append --cov-report=term-missing:skip-covered $(METHOD)
 
 clean:  ## remove what the targets made
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
