@@ -22,7 +22,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from service.images import ImageLimits, decode
 from trainer.augment import global_views, least_side, local_views, make_views
-from trainer.data.loader import keep_freed_memory
+from trainer.memory import keep_freed_memory
 from trainer.pixel_ops import normalize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -33,7 +33,7 @@ from esvit.head import ProjectionHead
 from esvit.loss import Loss
 from esvit.model import EsViT
 from esvit.teacher import start_teacher
-from trainer.devices import keep_freed_memory
+from trainer.memory import ask_for_huge_pages, keep_freed_memory
 from trainer.optim import make_optimizer, param_groups
 from trainer.schedule import ScheduleConfig
 from trainer.step import StepConfig, TrainState, train_step
@@ -120,6 +120,7 @@ def measure(form: str, precision: str, batch: int, repetitions: int) -> None:
     """Measure one case in this process and print it as JSON."""
     if form == "ours":
         keep_freed_memory()
+        ask_for_huge_pages()
         step = our_step
     else:
         Attention.forward = written_out_attention  # type: ignore[method-assign]  # for this process

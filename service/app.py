@@ -70,27 +70,11 @@ def create_app(
     """
     metrics = Metrics()
     traces = _make_traces(settings, exporter)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        reloader: Reloader = app.state.reloader
-        app.state.pipeline.start()
-        watching = asyncio.create_task(reloader.watch())
-        yield
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
-        await reloader.close()
-        if traces is not None:
-            await anyio.to_thread.run_sync(traces.close)
-        if app.state.gallery is not None:
-            await anyio.to_thread.run_sync(app.state.gallery.close)
-
     app = FastAPI(
         title="EsViT",
         version=VERSION,
         summary="Embeddings, regions, correspondences and attention of images",
-        lifespan=lifespan,
+        lifespan=partial(_run, traces=traces),
         openapi_url="/openapi.json" if settings.docs else None,
         docs_url=None,
         redoc_url=None,
@@ -101,14 +85,7 @@ def create_app(
     every_s = settings.reload_every_s
     app.state.reloader = Reloader(app.state, settings.model, load, every_s=every_s)
     app.state.gallery = open_gallery(settings, app.state.pipeline.info)
-    app.include_router(router)
-    app.include_router(gallery_routes.router)
-    for protocol in FOREIGN.values():
-        app.include_router(protocol.router)
-    app.add_exception_handler(ServiceError, _answer_service_error)
-    app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_exception_handler(Exception, _answer_bug)
-    add_pages(app, docs=settings.docs)
+    _add_routes(app, docs=settings.docs)
     _add_layers(app, settings)
     if traces is not None:
         from service.tracing import Tracing
@@ -116,6 +93,35 @@ def create_app(
         app.add_middleware(Tracing, traces=traces)
     _add_gate(app, settings, metrics)
     return app
+
+
+@asynccontextmanager
+async def _run(app: FastAPI, *, traces: "Traces | None") -> AsyncIterator[None]:
+    """Start what works beside the calls, and at the end let it finish."""
+    reloader: Reloader = app.state.reloader
+    app.state.pipeline.start()
+    watching = asyncio.create_task(reloader.watch())
+    yield
+    watching.cancel()
+    with suppress(asyncio.CancelledError):
+        await watching
+    await reloader.close()
+    if traces is not None:
+        await anyio.to_thread.run_sync(traces.close)
+    if app.state.gallery is not None:
+        await anyio.to_thread.run_sync(app.state.gallery.close)
+
+
+def _add_routes(app: FastAPI, *, docs: bool) -> None:
+    """Say which path is answered by what, and how an error is."""
+    app.include_router(router)
+    app.include_router(gallery_routes.router)
+    for protocol in FOREIGN.values():
+        app.include_router(protocol.router)
+    app.add_exception_handler(ServiceError, _answer_service_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(Exception, _answer_bug)
+    add_pages(app, docs=docs)
 
 
 def _load(state: State, load: Callable[[], Pipeline]) -> Pipeline:

@@ -1,8 +1,5 @@
-"""What a run computes on, chosen by what this machine has, and how it holds memory there."""
+"""What a run computes on, chosen by what this machine has."""
 
-import ctypes
-import os
-import sys
 from typing import Literal
 
 import torch
@@ -39,27 +36,3 @@ def count_passes(share: int, images_per_pass: int) -> int:
         for passes in range(1, share + 1)
         if share % passes == 0 and share // passes <= images_per_pass
     )
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGEST = 2**31 - 1
-
-
-def keep_freed_memory() -> bool:
-    """Let the C library keep what is freed for what is asked for next, as torch does on CUDA.
-
-    A step on a CPU makes and frees the same large tensors as the one before. glibc gives them back
-    to the system, whose fresh pages then cost a bf16 step a tenth of its time. Large tensors are
-    also asked for in huge pages, if none was made yet in this process and the environment says
-    nothing else in torch's variable for it.
-
-    Returns:
-        Whether this system could be told; where it could not, a run is slower, no more.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; musl has none
-    if mallopt is None:
-        return False
-    return all(mallopt(option, _LARGEST) for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))

@@ -26,9 +26,9 @@ from trainer.command_line import parse
 from trainer.config import PretrainConfig
 from trainer.data.images import TooManyBadImages
 from trainer.data.loader import Batch, PixelFinish
-from trainer.devices import keep_freed_memory
 from trainer.distributed import StopRequest
 from trainer.health import HealthCheck
+from trainer.memory import ask_for_huge_pages, keep_freed_memory
 from trainer.monitor import SKIPPED, Meter, Monitor, note_skipped, set_up_logging
 from trainer.networks import speed_up, teacher_weights
 from trainer.online import Examiner
@@ -177,6 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and give its exit code."""
     config = parse(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()
+    ask_for_huge_pages()
     with distributed.process_group():
         console = set_up_logging(is_main=distributed.is_main())
         try:

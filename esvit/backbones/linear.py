@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_HAS_OPERATOR = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+"""Its name is not one that torch promises to keep."""
+
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """Give layer(x) of x (..., C): (..., D)."""
@@ -39,7 +42,7 @@ def _dtype(x: Tensor) -> torch.dtype:
 
 def _is_direct(x: Tensor) -> bool:
     """Whether oneDNN may be called by name: on a CPU, without gradients, and eagerly."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _HAS_OPERATOR:
         return False
     if x.device.type != "cpu" or not x.numel() or not torch.backends.mkldnn.enabled:
         return False

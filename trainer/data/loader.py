@@ -7,7 +7,6 @@ any number of workers. Views travel as uint8; `to_pixels` makes them float32 on 
 Shapes: B images on this rank, V views of each, S the side of a view.
 """
 
-import ctypes
 import os
 import signal
 from collections.abc import Generator, Iterable, Sequence
@@ -23,12 +22,11 @@ from service.images import DecodedImage
 from trainer.augment import ViewSpec, make_views
 from trainer.data.images import ImageReader
 from trainer.data.sampler import VIEWS_STREAM, Key
+from trainer.memory import keep_freed_memory
 from trainer.pixel_ops import PixelParameters, alter_pixels, normalize
 
 TERMINATION_GRACE_S = 15
 """How long a worker goes on after SIGTERM."""
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class Sample(NamedTuple):
@@ -219,15 +217,3 @@ def start_worker(_worker: int) -> None:
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(TERMINATION_GRACE_S))
     keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Tell the C library to keep what is freed instead of giving it back to the system.
-
-    Views are made in thousands of short-lived buffers, and fetching each anew from the kernel page
-    by page costs a fifth of the time. Only glibc has the call.
-    """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        for threshold in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            library.mallopt(threshold, 2**30)
