@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from esvit.head import Prototypes
-from esvit.loss import Loss, match_regions, region_head, split_views, view_pairs
+from esvit.loss import Centering, Loss, match_regions, region_head, split_views, view_pairs
 from esvit.model import Projections
 from esvit.sweeps import Keys, Rows, Sweep, Workspace
 
@@ -119,6 +119,7 @@ class FusedLoss(Loss):
         region_weight: float = 0.5,
         student_temperature: float = 0.1,
         center_momentum: float = 0.9,
+        centering: Centering = "mean",
     ) -> None:
         """Take what `Loss` takes."""
         super().__init__(
@@ -127,6 +128,7 @@ class FusedLoss(Loss):
             region_weight=region_weight,
             student_temperature=student_temperature,
             center_momentum=center_momentum,
+            centering=centering,
         )
         self.workspace = Workspace()
 

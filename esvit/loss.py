@@ -9,16 +9,18 @@ of B * L over the views), C channels of the backbone's features, D of the bottle
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from esvit.centers import average_over_processes, mean_logits, sinkhorn_center
 from esvit.correspondence import cosines, nearest
 from esvit.head import Prototypes
 from esvit.model import Projections
+
+Centering = Literal["mean", "sinkhorn"]
 
 
 class Losses(NamedTuple):
@@ -113,29 +115,6 @@ def region_loss(log_probs: Tensor, probs: Tensor, match: Tensor) -> Tensor:
     return -(probs[images, match] * log_probs).sum(dim=-1).mean()
 
 
-def mean_logits(bottleneck: Tensor, prototypes: Prototypes) -> Tensor:
-    """Mean of all logits of a batch, (1, K) float32, without making them.
-
-    The last layer is linear: the mean of the logits is the logits of the mean.
-
-    Args:
-        bottleneck: (R, D).
-        prototypes: K of them.
-    """
-    with torch.no_grad(), torch.autocast(bottleneck.device.type, enabled=False):
-        mean = bottleneck.float().mean(dim=0, keepdim=True)
-        return F.linear(mean, prototypes.directions) * prototypes.scales.T
-
-
-def average_over_processes(values: Tensor) -> Tensor:
-    """Average over all processes of a run that has several; the same values back if alone."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return values
-    total = values.clone()
-    torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()
-
-
 class Loss(nn.Module):
     """Both tasks over all pairs of views, and the two centers they read.
 
@@ -154,6 +133,7 @@ class Loss(nn.Module):
         region_weight: float = 0.5,
         student_temperature: float = 0.1,
         center_momentum: float = 0.9,
+        centering: Centering = "mean",
     ) -> None:
         """Set the weights and start both centers at zero.
 
@@ -163,7 +143,8 @@ class Loss(nn.Module):
                 L = L_V + L_R has 1 and 1; the view task alone has 1 and 0.
             region_weight: Of the region task; 0 leaves it out.
             student_temperature: Divides the student's logits.
-            center_momentum: Share of the old center that an update keeps.
+            center_momentum: Share of the old center that an update of the mean keeps.
+            centering: What the centers are: the running mean, or solved for each batch.
         """
         super().__init__()
         if min(view_weight, region_weight) < 0 or view_weight + region_weight == 0:
@@ -174,6 +155,7 @@ class Loss(nn.Module):
         self.region_weight = region_weight
         self.student_temperature = student_temperature
         self.center_momentum = center_momentum
+        self.centering = centering
         # The names are those of the published checkpoints.
         self.register_buffer("center", torch.zeros(1, num_prototypes))
         self.register_buffer("center_grid", torch.zeros(1, num_prototypes))
@@ -181,13 +163,17 @@ class Loss(nn.Module):
     def forward(
         self, student: Projections, teacher: Projections, teacher_temperature: float
     ) -> Losses:
-        """Compare the student's views with the teacher's; reads the centers, changes nothing.
+        """Compare the student's views with the teacher's.
+
+        It reads the centers, and changes nothing but those that are solved for each batch.
 
         Args:
             student: Of all views; the teacher's views come first, in the same order.
             teacher: Of the global views.
             teacher_temperature: Divides the teacher's centered logits.
         """
+        if self.centering == "sinkhorn":
+            self._solve_centers(teacher, teacher_temperature)
         view = region = self.center.new_zeros(())
         if self.view_weight > 0:
             view = self.view_task(student, teacher, teacher_temperature)
@@ -232,9 +218,13 @@ class Loss(nn.Module):
     def update_centers(self, *teachers: Projections) -> None:
         """Move both centers towards the mean of the teacher's logits, over all processes.
 
+        Centers that are solved for each batch stay.
+
         Args:
             teachers: One for each equal part of the batch; several if gradients are accumulated.
         """
+        if self.centering == "sinkhorn":
+            return
         weight = 1 - self.center_momentum
         if self.view_weight > 0:
             means = [mean_logits(part.view, part.view_prototypes) for part in teachers]
@@ -242,6 +232,14 @@ class Loss(nn.Module):
         if self.region_weight > 0:
             means = [mean_logits(*region_head(part)) for part in teachers]
             self.center_grid.lerp_(average_over_processes(torch.stack(means).mean(dim=0)), weight)
+
+    def _solve_centers(self, teacher: Projections, temperature: float) -> None:
+        """Set both centers to those of a batch."""
+        if self.view_weight > 0:
+            solved = sinkhorn_center(teacher.view, teacher.view_prototypes, temperature)
+            self.center.copy_(solved)
+        if self.region_weight > 0:
+            self.center_grid.copy_(sinkhorn_center(*region_head(teacher), temperature))
 
 
 def region_logits(output: Projections) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from esvit.backbones import BackboneConfig
 from esvit.config import HeadConfig, backbone_config
+from esvit.loss import Centering
 from trainer.augment import ViewSpec, global_views, local_views
 from trainer.data.loader import LoaderConfig
 from trainer.schedule import SchedulePlan
@@ -55,6 +56,8 @@ class CropsConfig:
         local_sizes: Sides in pixels of the local views, any number of sizes.
         local_scale: As `global_scale`.
         num_local: How many of each local size; 0 for none.
+        blur_radius: Smallest and largest standard deviation of the blur in pixels, of any view.
+            The published range suits views of 224; small ones lose their lines in it.
     """
 
     global_size: int = 224
@@ -63,6 +66,7 @@ class CropsConfig:
     local_sizes: tuple[int, ...] = (96,)
     local_scale: tuple[float, float] = (0.05, 0.4)
     num_local: int = 8
+    blur_radius: tuple[float, float] = (0.1, 2.0)
 
     def __post_init__(self) -> None:
         if self.num_global < 1 or self.num_local < 0:
@@ -84,7 +88,7 @@ class CropsConfig:
         views = global_views(self.global_size, count=self.num_global, scale=self.global_scale)
         for size in self.local_sizes:
             views += local_views(size, count=self.num_local, scale=self.local_scale)
-        return views
+        return tuple(replace(view, blur_radius=self.blur_radius) for view in views)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +122,8 @@ class LossConfig:
         region_weight: Of the region task; with 0 there is no region head.
         student_temperature: Divides the student's logits.
         center_momentum: Share of the old center that an update keeps, in [0, 1).
+        centering: The published running mean; or a center solved for each batch (Sinkhorn-Knopp)
+            that gives all prototypes an equal share, with which small runs learn from the start.
         fused: Whether logits are never stored; the same numbers in a fraction of the memory.
     """
 
@@ -125,6 +131,7 @@ class LossConfig:
     region_weight: float = 0.5
     student_temperature: float = 0.1
     center_momentum: float = 0.9
+    centering: Centering = "mean"
     fused: bool = True
 
     def __post_init__(self) -> None:

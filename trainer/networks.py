@@ -181,6 +181,7 @@ def _loss(config: LossConfig, num_prototypes: int) -> Loss:
         region_weight=config.region_weight,
         student_temperature=config.student_temperature,
         center_momentum=config.center_momentum,
+        centering=config.centering,
     )
 
 

@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from esvit.centers import sinkhorn_center
 from esvit.fused_loss import FusedLoss
 from esvit.head import Prototypes
 from esvit.loss import (
     Loss,
-    average_over_processes,
     match_regions,
-    mean_logits,
     mixed_view_loss,
     region_loss,
     split_views,
@@ -232,32 +231,16 @@ def test_weights_that_ask_for_nothing_are_refused(weights):
         Loss(6, view_weight=weights[0], region_weight=weights[1])
 
 
-def test_mean_of_logits_is_logits_of_mean():
+@pytest.mark.parametrize("loss_class", [Loss, FusedLoss])
+def test_solved_centers_are_those_of_the_batch_and_no_update_moves_them(loss_class):
     torch.manual_seed(0)
-    rows, prototypes = torch.randn(10, 4), Prototypes(torch.randn(6, 4), torch.rand(6, 1))
-    expected = (rows @ prototypes.weight.T).mean(dim=0, keepdim=True)
-    torch.testing.assert_close(mean_logits(rows, prototypes), expected)
-
-
-def test_alone_the_average_over_processes_is_the_value():
-    values = torch.ones(3)
-    assert average_over_processes(values) is values
-
-
-def average_of_ranks(rank, store, results):
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.FileStore(store, 2), rank=rank, world_size=2
-    )
-    results[rank] = average_over_processes(torch.tensor([2.0 * rank, 5.0])).tolist()
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_average(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        results = manager.dict()
-        torch.multiprocessing.spawn(
-            average_of_ranks, args=(str(tmp_path / "store"), results), nprocs=2
-        )
-        assert dict(results) == {0: [1.0, 5.0], 1: [1.0, 5.0]}
+    student, teacher = random_output((5, 5, 2)), random_output((5, 5))
+    loss, given = loss_class(6, centering="sinkhorn"), Loss(6)
+    given.center.copy_(sinkhorn_center(teacher.view, teacher.view_prototypes, 0.5))
+    given.center_grid.copy_(sinkhorn_center(teacher.regions, teacher.region_prototypes, 0.5))
+    for _ in range(2):
+        losses, expected = loss(student, teacher, 0.5), given(student, teacher, 0.5)
+        torch.testing.assert_close(losses.view, expected.view)
+        torch.testing.assert_close(losses.region, expected.region)
+        loss.update_centers(teacher)
+        torch.testing.assert_close(dict(loss.state_dict()), dict(given.state_dict()))
