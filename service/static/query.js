@@ -68,6 +68,7 @@ export class QueryPicture {
       Math.min(x, u), Math.min(y, v), Math.max(x, u), Math.max(y, v),
     ];
     this.frame.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
       start = at(event);
       this.frame.setPointerCapture(event.pointerId);
     });

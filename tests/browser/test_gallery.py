@@ -1,7 +1,9 @@
 """The gallery's tab in a real browser: pictures in, found by one or by a part, gone."""
 
 import base64
+import re
 
+import numpy as np
 import pytest
 
 from service.app import create_app
@@ -89,3 +91,79 @@ def test_a_click_finds_what_the_service_finds(gallery, service):
     assert shown == [picture["name"] for picture in answer]
     assert shown[0] == "again.png"
     assert f"{answer[0]['score']:.3f}" in gallery.page.locator(".card").first.inner_text()
+
+
+def draw_box(gallery: Playground, share: float) -> dict:
+    """Draw a box from near the upper left corner; give what was asked and what was answered."""
+    frame = gallery.page.locator(".frame.asked").bounding_box()
+    mouse = gallery.page.mouse
+    mouse.move(frame["x"] + 8, frame["y"] + 8)  # the very corner is rounded off
+    with gallery.page.expect_response("**/gallery/similar") as answer:
+        mouse.down()
+        for part in (share / 2, share):
+            mouse.move(frame["x"] + frame["width"] * part, frame["y"] + frame["height"] * part)
+        mouse.up()
+    return answer.value.request.post_data_json | answer.value.json()
+
+
+def test_a_box_finds_the_part_and_shows_where_it_is(gallery):
+    card(gallery, "one.png").click()
+    found(gallery, "More like this")
+    answer = draw_box(gallery, 0.5)
+    np.testing.assert_allclose(answer["box"], [256 * 8 / 300] * 2 + [128] * 2, atol=1)
+    names = found(gallery, "Where this is")
+    assert names == [picture["name"] for picture in answer["results"]]
+    assert set(names[:2]) == {"again.png", "pasted.png"}
+    for picture in answer["results"][:2]:
+        whole = card(gallery, picture["name"]).bounding_box()
+        part = card(gallery, picture["name"]).locator(".part").bounding_box()
+        drawn = [part["x"] - whole["x"], part["y"] - whole["y"], part["width"], part["height"]]
+        left, top, right, bottom = picture["box"]
+        scale = whole["width"] / picture["width"]
+        wanted = np.array([left, top, right - left, bottom - top]) * scale
+        np.testing.assert_allclose(drawn, wanted, atol=3)  # a border of 2 px
+    gallery.page.get_by_role("button", name="Whole picture").click()
+    assert found(gallery, "More like this")[0] == "again.png"
+
+
+def test_a_second_box_takes_the_place_of_the_first_and_the_other_button_draws_none(gallery):
+    card(gallery, "one.png").click()
+    found(gallery, "More like this")
+    first = draw_box(gallery, 0.4)["box"]
+    second = draw_box(gallery, 0.8)["box"]
+    assert second[2] > first[2] + 50
+    mark = gallery.page.locator(".frame.asked .part")
+    before = mark.bounding_box()
+    frame = gallery.page.locator(".frame.asked").bounding_box()
+    gallery.page.mouse.move(frame["x"] + 200, frame["y"] + 200)
+    gallery.page.mouse.down(button="right")
+    gallery.page.mouse.move(frame["x"] + 250, frame["y"] + 250)
+    gallery.page.mouse.up(button="right")
+    assert mark.bounding_box() == before
+
+
+def test_a_picture_from_outside_is_searched_with_and_not_kept(gallery):
+    file = {"name": "query.png", "mimeType": "image/png", "buffer": png(OTHER)}
+    gallery.page.get_by_label("Search with a picture…").set_input_files([file])
+    assert found(gallery, "More like this")[0] == "pasted.png"
+    gallery.page.get_by_role("button", name="Its middle").click()
+    assert found(gallery, "Where this is")
+    gallery.page.get_by_role("button", name="All pictures").click()
+    gallery.page.get_by_role("heading", name="4 pictures").wait_for()
+
+
+def test_near_duplicates_stand_together(gallery):
+    gallery.page.get_by_label("Near-duplicates from").fill("0.98")
+    gallery.page.get_by_role("button", name="Find near-duplicates").click()
+    gallery.page.get_by_role("heading", name="1 group of near-duplicates among 4").wait_for()
+    assert sorted(cards(gallery)) == ["again.png", "one.png"]
+
+
+def test_pictures_are_deleted_one_by_one_and_all(gallery):
+    card(gallery, "third.png").click()
+    found(gallery, "More like this")
+    gallery.page.get_by_role("button", name="Delete", exact=True).click()
+    gallery.page.get_by_role("heading", name="3 pictures").wait_for()
+    gallery.page.get_by_role("button", name="Empty the gallery…").click()
+    gallery.page.get_by_role("button", name=re.compile("Delete all 3 pictures")).click()
+    gallery.page.get_by_role("heading", name="0 pictures").wait_for()

@@ -164,7 +164,7 @@ export const gallery = {
         for (const { near, ...picture } of page.pictures) {
           wall.append(h("div", { class: "same" }, card(picture), ...near.map(card)));
         }
-        title.textContent = `${groups} groups of near-duplicates among ${looked} pictures`;
+        title.textContent = `${groups} ${groups === 1 ? "group" : "groups"} of near-duplicates among ${looked} pictures`;
         start = page.next;
       } while (start !== null);
       app.describe(title.textContent ?? "");
