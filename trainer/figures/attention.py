@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.attention import viridis
-from trainer.figures.page import GAP, GREY, MARGIN, Colour, Page
+from trainer.figures.page import GAP, GREY, LINE, MARGIN, Colour, Page, wrap
 from trainer.figures.seen import Seen
 
 MASS = 0.6
@@ -22,7 +22,7 @@ MASS = 0.6
 ASKING: Colour = (255, 92, 57)
 """Of the dot on the region that asks."""
 
-_HEADLINE, _LINE = 60, 20
+_TITLE = 25
 _FADED = 0.22
 """How much of the picture is left outside a mask."""
 
@@ -72,18 +72,21 @@ def draw_attention(
     A = len(weights[0])
     num_seen = max(int((some > 0).any(axis=0).sum()) for some in weights)
     shown = min(num_heads, A)
-    block = _LINE + 2 * panel + GAP
-    width = 2 * MARGIN + (1 + shown) * panel + shown * GAP
-    page = Page(width, MARGIN + _HEADLINE + len(seen) * (block + 2 * GAP) - 2 * GAP + MARGIN)
-    page.text((MARGIN, MARGIN), "Attention of the last block", size=17)
-    legend = (
+    block = LINE + 2 * panel + GAP
+    inner = (1 + shown) * panel + shown * GAP
+    legend = wrap(
         f"{shown} of {A} heads, from focused to even, with their entropy in nats, at most "
-        f"{math.log(num_seen):.2f}.   Below: the fewest of {num_seen} regions that hold "
-        f"{MASS:.0%}; at the left the mean of all heads."
+        f"{math.log(num_seen):.2f}. Below: the fewest of {num_seen} regions that hold "
+        f"{MASS:.0%}; at the left the mean of all heads.",
+        inner,
     )
-    page.text((MARGIN, MARGIN + 25), legend, colour=GREY)
+    head = MARGIN + _TITLE + len(legend) * LINE + GAP
+    page = Page(2 * MARGIN + inner, head + len(seen) * (block + 2 * GAP) - 2 * GAP + MARGIN)
+    page.text((MARGIN, MARGIN), "Attention of the last block", size=17)
+    for number, line in enumerate(legend):
+        page.text((MARGIN, MARGIN + _TITLE + number * LINE), line, colour=GREY)
     for number, picture in enumerate(seen):
-        top = MARGIN + _HEADLINE + number * (block + 2 * GAP)
+        top = head + number * (block + 2 * GAP)
         _draw_block(page, picture, weights[number], asking[number], num_heads, top)
     return page.finish()
 
@@ -99,9 +102,10 @@ def _draw_block(
     """Draw one picture and its heads."""
     panel = seen.shown.width
     entropy = entropies(weights)
-    upper, lower = top + _LINE, top + _LINE + panel + GAP
+    upper, lower = top + LINE, top + LINE + panel + GAP
     asked = "mean over all regions" if asking is None else "the region that asks"
-    page.text((MARGIN, top), asked, colour=GREY)
+    if len(wrap(asked, panel)) == 1:  # else it would run into the first head's name
+        page.text((MARGIN, top), asked, colour=GREY)
     _draw_with_dot(page, seen.shown, (MARGIN, upper), asking)
     _draw_with_dot(page, overlay(seen.shown, weights.mean(axis=0)), (MARGIN, lower), asking)
     for column, head in enumerate(choose_heads(entropy, num_heads), 1):

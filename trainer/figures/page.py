@@ -19,6 +19,9 @@ PAPER: Colour = (255, 255, 255)
 
 MARGIN = 24
 GAP = 12
+LINE = 20
+"""From one line of words to the next."""
+
 OVERSAMPLING = 3
 """How much larger the page is drawn."""
 
@@ -75,6 +78,19 @@ class Page:
     def finish(self) -> Image.Image:
         """Give the page at its own size."""
         return self._image.reduce(OVERSAMPLING)
+
+
+def wrap(words: str, width: float, *, size: float = 13) -> list[str]:
+    """Part words into lines of at most so many pixels; a longer word has a line of its own."""
+    font = _font(size)
+    lines: list[str] = []
+    for word in words.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width * OVERSAMPLING:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _hanging_curve(start: Point, end: Point, bow: float) -> NDArray[np.float64]:

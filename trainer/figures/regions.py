@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainer.figures.page import GAP, GREY, MARGIN, Page
+from trainer.figures.page import GAP, GREY, LINE, MARGIN, Page, wrap
 from trainer.figures.seen import Seen
 
-_HEADLINE, _LINE = 34, 20
+_HEADLINE = 34
 _TAILS = (2, 98)
 """Percentiles that become 0 and 255; what lies beyond them is cut."""
 
@@ -51,9 +51,11 @@ def draw_regions(seen: list[Seen], regions: NDArray[np.float32]) -> Image.Image:
     panel = seen[0].shown.width
     components = principal_components(regions)
     rows = math.isqrt(regions.shape[1])
-    width = 2 * MARGIN + len(seen) * panel + (len(seen) - 1) * GAP
+    inner = len(seen) * panel + (len(seen) - 1) * GAP
+    words = wrap(f"3 principal components, {components.explained:.0%} of the variance", inner)
     top = MARGIN + _HEADLINE
-    page = Page(width, top + 2 * panel + GAP + _LINE + MARGIN)
+    below = top + 2 * panel + GAP
+    page = Page(2 * MARGIN + inner, below + len(words) * LINE + MARGIN)
     page.text((MARGIN, MARGIN), "Regions as colours", size=17)
     for number, picture in enumerate(seen):
         left = MARGIN + number * (panel + GAP)
@@ -61,8 +63,8 @@ def draw_regions(seen: list[Seen], regions: NDArray[np.float32]) -> Image.Image:
         cells = (components.colours[number].reshape(rows, rows, 3) * 255).round().astype(np.uint8)
         large = Image.fromarray(cells).resize((panel, panel), Image.Resampling.NEAREST)
         page.picture(large, (left, top + panel + GAP), panel)
-    words = f"3 principal components, {components.explained:.0%} of the variance"
-    page.text((MARGIN, top + 2 * panel + GAP + 8), words, colour=GREY)
+    for number, line in enumerate(words):
+        page.text((MARGIN, below + 8 + number * LINE), line, colour=GREY)
     return page.finish()
 
 

@@ -68,3 +68,16 @@ def test_a_page_has_a_block_for_each_picture(rows):
     two = draw_attention([seen()] * 2, [weights] * 2, [(0.5, 0.5), None], 3)
     assert one.width == two.width == 2 * MARGIN + 4 * 96 + 3 * GAP
     assert two.height - one.height == 2 * 96 + 20 + 3 * GAP
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_no_words_run_off_the_page(heads):
+    weights = np.full((4, 9), 1 / 9, np.float32)
+    page = np.asarray(draw_attention([seen()], [weights], [(0.5, 0.5)], heads))
+    assert (page[:, -MARGIN:] == 255).all()
+
+
+def test_a_narrow_page_has_room_for_more_lines():
+    weights = np.full((4, 9), 1 / 9, np.float32)
+    narrow, wide = (draw_attention([seen()], [weights], [None], heads) for heads in (1, 4))
+    assert narrow.height > wide.height  # the same words in fewer pixels

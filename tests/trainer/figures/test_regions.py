@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.figures.page import MARGIN
 from trainer.figures.regions import draw_regions, principal_components
 from trainer.figures.seen import Seen
 
 
-def seen():
-    return Seen(Image.new("RGB", (96, 96)), None, None)
+def seen(side=96):
+    return Seen(Image.new("RGB", (side, side)), None, None)
 
 
 def test_equal_features_of_two_pictures_have_equal_colours():
@@ -41,6 +42,12 @@ def test_colours_do_not_depend_on_the_sign_that_the_decomposition_takes():
 def test_any_grid_can_be_drawn(rows):
     regions = np.random.default_rng(0).normal(size=(2, rows * rows, 8)).astype(np.float32)
     assert draw_regions([seen()] * 2, regions).width == 24 * 2 + 2 * 96 + 12
+
+
+def test_no_words_run_off_the_page():
+    regions = np.random.default_rng(0).normal(size=(1, 9, 8)).astype(np.float32)
+    page = np.asarray(draw_regions([seen(180)], regions))
+    assert (page[:, -MARGIN:] == 255).all()
 
 
 def test_regions_without_a_difference_are_grey():
