@@ -49,7 +49,7 @@ def main() -> None:
     """Go over a picture in each tab, and say what that cost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="a model file")
-    parser.add_argument("--moves", type=int, default=400, help="of the pointer in each tab")
+    parser.add_argument("--moves", type=int, default=100, help="of the pointer in each tab")
     asked = parser.parse_args()
     settings = Settings(model=asked.model)
     with serve(create_app(settings)) as service, sync_playwright() as playwright:

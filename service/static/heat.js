@@ -94,15 +94,16 @@ function stretch(/** @type {Float32Array} */ line, /** @type {number} */ factor)
   return drawn;
 }
 
-/** @type {Record<string, Uint8ClampedArray[]>} */
+/** @type {Record<string, Uint32Array>} */
 const LOOKS = {
   viridis: steps((heat) => [...viridis(heat), 255]),
   light: steps((heat) => [8, 10, 14, 235 * (1 - heat) ** 1.5]),
 };
-/* What a heat of 0 to 255 looks like: in colours, or as light in the dark. */
+/* What a heat of 0 to 255 looks like, four bytes in one number: in colours, or as light in the dark. */
 
 function steps(/** @type {(heat: number) => number[]} */ colour) {
-  return Array.from({ length: 256 }, (_, i) => Uint8ClampedArray.from(colour(i / 255)));
+  const bytes = Array.from({ length: 256 }, (_, i) => colour(i / 255)).flat();
+  return new Uint32Array(Uint8ClampedArray.from(bytes).buffer);
 }
 
 /**
@@ -116,11 +117,12 @@ export function drawHeat(values, grid, { ends: [low, high], smooth, look }) {
   const factor = smooth ? SMOOTHNESS : 1;
   const numbers = smooth ? upsample(values, grid, factor) : Float32Array.from(values);
   const image = new ImageData(grid[1] * factor, grid[0] * factor);
+  const pixels = new Uint32Array(image.data.buffer);
   const scale = 255 / Math.max(high - low, 1e-12);
   for (let i = 0; i < numbers.length; i++) {
     if (Number.isNaN(numbers[i])) continue;
     const heat = Math.min(Math.max(Math.round((numbers[i] - low) * scale), 0), 255);
-    image.data.set(LOOKS[look][heat], 4 * i);
+    pixels[i] = LOOKS[look][heat];
   }
   return image;
 }

@@ -9,7 +9,7 @@ import { Slot } from "./slot.js";
 import { TABS } from "./tabs.js";
 
 const QUIET_MS = 250;
-/* For so long nothing changes before a screen reader is told. */
+/* For so long nothing changes before a screen reader is told and the code is written. */
 
 /** @type {("a" | "b")[]} */
 const SIDES = ["a", "b"];
@@ -28,6 +28,8 @@ let lines = [];
 let isWaiting = false;
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let speaking;
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let writing;
 
 const look = { smooth: true, look: "viridis", opacity: 0.7 };
 
@@ -113,7 +115,17 @@ function render() {
   document.body.classList.toggle("light", look.look === "light" && open.id !== "components");
   find("#take").hidden = !view.snippet;
   find("[data-save=table]").hidden = !view.table;
-  if (view.snippet) find("#code").textContent = view.snippet()[language()];
+  find("#code").ariaBusy = "true";
+  clearTimeout(writing);
+  writing = setTimeout(writeCode, QUIET_MS); // at the speed of the pointer nobody reads it
+}
+
+/** Write what is on the screen as a program. */
+function writeCode() {
+  const code = find("#code");
+  const snippet = views.get(open.id)?.snippet;
+  if (snippet) code.textContent = snippet()[language()];
+  code.ariaBusy = null;
 }
 
 function language() {
@@ -178,7 +190,7 @@ function wire() {
     });
   }
   find("[data-action=same]").addEventListener("click", () => slots.b.load(app.pictures.a.original));
-  find("#languages").addEventListener("change", () => app.changed());
+  find("#languages").addEventListener("change", writeCode);
   find("#copy").addEventListener("click", copy);
   const saves = {
     view: () => saveView(app, lines),
@@ -198,6 +210,7 @@ function wire() {
 
 /** Copy the code; where the browser allows no copying (plain HTTP from afar), select it. */
 async function copy() {
+  writeCode();
   const code = find("#code");
   const button = find("#copy");
   const words = button.textContent;

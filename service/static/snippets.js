@@ -1,5 +1,5 @@
 /**
- * What is on the screen as a program: for curl, and for Python with httpx and NumPy.
+ * What is on the screen as a program: for curl, and for Python with the service's client.
  *
  * The programs need nothing of this page: shipped pictures are fetched from the service, changed
  * ones are changed by Pillow.
@@ -27,11 +27,8 @@ export function similaritySnippet(/** @type {App} */ app) {
     curl: `${curlFiles(app)}${curl()} -F source=@${quoted(asked)} -F target=@${quoted(searched)} \\
      -F fit=${fit} -F 'points=[[${x}, ${y}]]' \\
      ${BASE}/correspond`,
-    python: `${pythonStart(app)}
-asked, searched = regions(${literal(asked)}), regions(${literal(searched)})
-cosines = searched @ asked[${row}, ${column}]
-print(cosines.round(3))
-print("best:", np.unravel_index(cosines.argmax(), cosines.shape), cosines.max())
+    python: `${pythonRegions(app, { asked, searched })}cosines = searched @ asked[${row}, ${column}]
+${pythonRows("cosines")}print("best:", np.unravel_index(cosines.argmax(), cosines.shape), cosines.max())
 `,
   };
 }
@@ -46,21 +43,17 @@ export function correspondenceSnippet(app, { topK, mutualOnly, minScore }) {
   const least = Math.max(-1, minScore).toFixed(3);
   const options = { fit: app.state.fit, top_k: topK, mutual_only: mutualOnly, min_score: least };
   const fields = Object.entries(options).map(([name, value]) => `-F ${name}=${value}`).join(" ");
-  const data = Object.entries(options).map(([name, value]) => `"${name}": "${value}"`).join(", ");
   return {
     curl: `${curlFiles(app)}${curl()} -F source=@${quoted(a)} -F target=@${quoted(b)} \\
      ${fields} \\
      ${BASE}/correspond`,
-    python: `${os()}import httpx
-${pythonFiles(app)}
-with open(${literal(a)}, "rb") as source, open(${literal(b)}, "rb") as target:
-    answer = ${client()}.post(
-        "${BASE}/correspond",
-        files={"source": source, "target": target},
-        data={${data}},
-    )
-for match in answer.raise_for_status().json()["matches"]:
-    print(match["source"], match["target"], match["score"], match["mutual"])
+    python: `${pythonStart(app)}
+with ${client()} as client:
+    matches = client.correspond(${literal(a)}, ${literal(b)}, fit="${app.state.fit}")
+order = np.argsort(-matches.score, kind="stable")
+kept = [i for i in order if matches.score[i] >= ${least}${mutualOnly ? " and matches.mutual[i]" : ""}][:${topK}]
+for i in kept:
+    print(matches.source[i], matches.target[i], matches.score[i], matches.mutual[i])
 `,
   };
 }
@@ -77,19 +70,10 @@ export function attentionSnippet(app, { head, query }) {
   return {
     curl: `${curlFiles(app)}${curl()} -F file=@${quoted(picture)} -F fit=${fit} -F head=${head} ${isPooled ? "" : `-F 'query=[${point}]' `}-F render=overlay \\
      ${BASE}/attention -o attention.png`,
-    python: `${os()}import httpx
-import numpy as np
-${pythonFiles(app)}
-with open(${literal(picture)}, "rb") as file:
-    answer = ${client()}.post(
-        "${BASE}/attention",
-        files={"file": file},
-        data={"fit": "${fit}", "head": "${head}"${isPooled ? "" : `, "query": "[${point}]"`}},
-    )
-(image,) = answer.raise_for_status().json()["images"]
-weights = np.array(image["attention"][0])
-print(weights.round(4))
-`,
+    python: `${pythonStart(app)}
+with ${client()} as client:
+    (weights,) = client.attention(${literal(picture)}, fit="${fit}", head=${head === "mean" ? '"mean"' : head}${isPooled ? "" : `, query=(${point})`})
+${pythonRows("weights")}`,
   };
 }
 
@@ -102,9 +86,7 @@ export function componentsSnippet(app, { show, k }) {
   return {
     curl: `${curlFiles(app)}${curl()} -H 'Accept: application/x-npy' -F file=@${quoted(a)} -F file=@${quoted(b)} -F fit=${app.state.fit} \\
      ${BASE}/regions -o regions.npy`,
-    python: `${pythonStart(app)}
-a, b = regions(${literal(a)}), regions(${literal(b)})
-rows = np.concatenate([a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])])
+    python: `${pythonRegions(app, { a, b })}rows = np.concatenate([a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])])
 ${show === "colours" ? PYTHON_COLOURS : pythonSegments(k)}`,
   };
 }
@@ -136,67 +118,71 @@ function curl() {
   return hasKey() ? 'curl -H "X-API-Key: $ESVIT_KEY"' : "curl";
 }
 
-/** Give what posts in Python. */
+/** Give what calls in Python. */
 function client() {
-  return hasKey() ? 'httpx.Client(headers={"X-API-Key": os.environ["ESVIT_KEY"]})' : "httpx";
+  return `Client("${BASE}"${hasKey() ? ', api_key=os.environ["ESVIT_KEY"]' : ""})`;
 }
 
-/** Give the import that a key needs. */
-function os() {
-  return hasKey() ? "import os\n" : "";
-}
-
-/** Give the beginning of a program that computes with regions. */
+/** Give the beginning of a program. */
 function pythonStart(/** @type {App} */ app) {
-  return `import base64
-${os()}
-import httpx
+  return `# In a checkout of the project: pip install '.[client]'
+${hasKey() ? "import os\n" : ""}${sampleNames(app).length ? "from urllib.request import urlretrieve\n" : ""}
 import numpy as np
-${pythonFiles(app)}
+${changedOnes(app).length ? "from PIL import Image, ImageOps\n" : ""}from service.client import Client
+${pythonFiles(app)}`;
+}
 
-def regions(path):
-    """Give a picture's regions: rows x columns x features, each of length one."""
-    with open(path, "rb") as file:
-        answer = ${client()}.post(
-            "${BASE}/regions",
-            files={"file": file},
-            data={"fit": "${app.state.fit}", "encoding_format": "base64"},
-        )
-    answer = answer.raise_for_status().json()
-    values = np.frombuffer(base64.b64decode(answer["images"][0]["regions"]), "<f4")
-    return values.reshape(*answer["grid"], -1)
+/**
+ * Give the beginning of a program that computes with the regions of two pictures.
+ * @param {App} app @param {Record<string, Picture>} pictures  by the names of their variables
+ */
+function pythonRegions(app, pictures) {
+  const lines = Object.entries(pictures).map(
+    ([name, picture]) => `    ${name} = client.regions(${literal(picture)}, fit="${app.state.fit}")\n`,
+  );
+  const names = Object.keys(pictures);
+  const maps = names.map((name) => `${name}.features.reshape(*${name}.grid, -1)`);
+  return `${pythonStart(app)}
+with ${client()} as client:
+${lines.join("")}${names.join(", ")} = ${maps.join(", ")}  # rows x columns x features
+`;
+}
 
+/** Give the lines that print a map, a row of regions a line. */
+function pythonRows(/** @type {string} */ name) {
+  return `for row in ${name}:
+    print(*(f"{value:.3f}" for value in row))
 `;
 }
 
 /** Give the lines that fetch shipped pictures, and say how to get changed ones. */
 function curlFiles(/** @type {App} */ app) {
   const lines = sampleNames(app).map((name) => `curl -sO ${BASE}/photographs/${name}\n`);
-  const changed = shown(app).filter(({ changes }) => changes.length > 0);
-  const notes = changed.map((picture) => `# ${fileName(picture)}: by “Save as file” below picture ${sideOf(app, picture)}\n`);
+  const notes = changedOnes(app).map((picture) => `# ${fileName(picture)}: by “Save as file” below picture ${sideOf(app, picture)}\n`);
   return [...lines, ...notes].join("");
 }
 
 /** Give the lines that fetch shipped pictures and make changed ones. */
 function pythonFiles(/** @type {App} */ app) {
   const names = sampleNames(app);
-  const changed = shown(app).filter(({ changes }) => changes.length > 0);
   let lines = "";
-  if (changed.length > 0) lines += "from PIL import Image, ImageOps\n";
   if (names.length > 0) {
     lines += `
 for name in ${JSON.stringify(names)}:
-    with open(name, "wb") as file:
-        file.write(httpx.get(f"${BASE}/photographs/{name}").raise_for_status().content)
+    urlretrieve(f"${BASE}/photographs/{name}", name)
 `;
   }
-  for (const picture of changed) {
+  for (const picture of changedOnes(app)) {
     lines += `
 picture = ImageOps.exif_transpose(Image.open(${JSON.stringify(picture.name)})).convert("RGB")
 ${picture.changes.map((change) => `picture = ${PILLOW[change.kind](change)}\n`).join("")}picture.save(${literal(picture)})
 `;
   }
   return lines;
+}
+
+function changedOnes(/** @type {App} */ app) {
+  return shown(app).filter(({ changes }) => changes.length > 0);
 }
 
 function shown(/** @type {App} */ app) {

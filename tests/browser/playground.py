@@ -111,4 +111,5 @@ class Playground:
 
     def code(self, language: str) -> str:
         self.choose("Language", language)
+        self.page.wait_for_selector("#code:not([aria-busy])")
         return self.page.locator("#code").inner_text()

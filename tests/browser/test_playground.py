@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from PIL import Image
 from service.parity import PHOTOGRAPHS
 from tests.browser.playground import Playground
 from tests.service.pictures import jpeg, png, scene
+
+ROOT = Path(__file__).parents[2]
 
 CAT, COFFEE, _ = (path.read_bytes() for path in PHOTOGRAPHS)
 
@@ -325,6 +328,8 @@ def test_the_code_of_every_tab_runs(playground, tmp_path, tab):
     printed = run([sys.executable, "-c", playground.code("Python")], tmp_path)
     if tab == "Correspondence":
         assert len(printed.splitlines()) == playground.lines()
+    elif tab == "Attention":
+        assert printed.count("\n") == playground.grid[0]
     elif tab == "Components":
         shares = playground.page.locator(".shares dd").all_inner_texts()
         inside = re.search(r"variance: \[(.*)\]", printed).group(1)
@@ -334,7 +339,8 @@ def test_the_code_of_every_tab_runs(playground, tmp_path, tab):
 
 
 def run(command: list[str], folder) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -17,6 +17,7 @@ export const components = {
     let reduced = [];
     /** @type {ReturnType<typeof principalComponents>} */
     let principal;
+    let drawn = { from: /** @type {unknown[]} */ ([]), images: /** @type {Record<string, ImageData>} */ ({}), words: "" };
     const shares = h("dl", { class: "shares" });
     const k = slider({ label: "Segments", min: 2, max: 10, value: options.k }, String, (value) => change({ k: value }));
     const controls = [
@@ -56,9 +57,11 @@ export const components = {
       const isColours = options.show === "colours";
       shares.hidden = !isColours;
       k.element.hidden = isColours;
-      const images = isColours ? colours() : segments();
+      const from = [app.pictures.a, app.pictures.b, options.show, options.k, app.look.smooth];
+      if (from.some((part, i) => part !== drawn.from[i])) drawn = { from, ...(isColours ? colours() : segments()) };
+      app.describe(drawn.words);
       for (const side of app.sides) {
-        app.panels[side].paint(images[side], app.look.opacity);
+        app.panels[side].paint(drawn.images[side], app.look.opacity);
         app.panels[side].mark([]);
         app.panels[side].scale(null);
       }
@@ -70,17 +73,18 @@ export const components = {
         principal = principalComponents(values, length, 3);
         reduced = [app.pictures.a, app.pictures.b];
       }
-      tellShares();
+      const words = tellShares();
       const channels = principal.projections.map((projection) => {
         const [low, high] = range(projection);
         return onGrids(projection.map((value) => (value - low) / (high - low || 1)), NaN);
       });
-      return app.bySide((side) =>
+      const images = app.bySide((side) =>
         drawColours(channels.map((channel) => channel[side]), app.pictures[side].map.grid, app.look.smooth),
       );
+      return { images, words };
     }
 
-    /** Say how much of the variance each colour stands for. */
+    /** Show how much of the variance each colour stands for, and give it in words. */
     function tellShares() {
       const percent = principal.shares.map((share) => `${(100 * share).toFixed(0)} %`);
       const names = ["Red", "Green", "Blue"];
@@ -88,14 +92,14 @@ export const components = {
         ...names.flatMap((name, i) => [h("dt", { class: name.toLowerCase() }, name), h("dd", {}, percent[i])]),
       );
       const total = principal.shares.reduce((sum, share) => sum + share, 0);
-      app.describe(`Three components hold ${(100 * total).toFixed(0)} percent of the variance.`);
+      return `Three components hold ${(100 * total).toFixed(0)} percent of the variance.`;
     }
 
     function segments() {
       const { values, length } = visibleRows();
       const groups = onGrids(kMeans(values, length, Math.min(options.k, values.length / length)), -1);
-      app.describe(`${options.k} segments over both pictures.`);
-      return app.bySide((side) => drawSegments(groups[side], app.pictures[side].map.grid));
+      const images = app.bySide((side) => drawSegments(groups[side], app.pictures[side].map.grid));
+      return { images, words: `${options.k} segments over both pictures.` };
     }
 
     return { controls, render, snippet: () => componentsSnippet(app, options) };
