@@ -22,6 +22,11 @@ help:  ## list the targets
 	$(BIN)/python -m tests.browser.chromium
 	touch $@
 
+# What monitoring is held against, from Debian's package.
+.venv/prometheus/done: .venv/dev
+	$(BIN)/python -m tests.service.prometheus
+	mkdir -p $(@D) && touch $@
+
 install: .venv/dev  ## everything, for working on the project
 
 serve: .venv/serve  ## the service on 127.0.0.1:8000 with the default model; needs no torch
@@ -65,14 +70,14 @@ METHOD := tests/esvit
 RUNS := $(wildcard tests/trainer/test_pretrain*.py) tests/trainer/test_streams.py
 TRAINING := tests/trainer $(RUNS:%=--ignore=%)
 
-test: check .venv/browser  ## lint, types and the fast tests
+test: check .venv/browser .venv/prometheus/done  ## lint, types and the fast tests
 	$(BIN)/python -m pytest $(SERVING)
 	$(BIN)/python -m pytest $(BROWSING)
 	$(BIN)/python -m pytest $(METHOD)
 	$(BIN)/python -m pytest $(TRAINING)
 	$(BIN)/python -m pytest $(RUNS)
 
-test-all: check .venv/browser  ## the slow tests as well
+test-all: check .venv/browser .venv/prometheus/done  ## the slow tests as well
 	$(BIN)/python -m pytest -m "not gpu and not clients" $(SERVING)
 	$(BIN)/python -m pytest $(BROWSING)
 	$(BIN)/python -m pytest -m "not gpu" $(METHOD)
@@ -113,7 +118,7 @@ fuzz: .venv/dev  ## damage images, forms and binary calls until something breaks
 soak: .venv/dev  ## 100 clients for 20 s, then 5,000 calls: what is answered, how memory grows
 	$(BIN)/python -m tests.soak
 
-coverage: .venv/dev  ## branch coverage of esvit and service
+coverage: .venv/dev .venv/prometheus/done  ## branch coverage of esvit and service
 	$(BIN)/python -m pytest --cov --cov-branch --cov-report= $(SERVING)
 	$(BIN)/python -m pytest --cov --cov-branch --cov-append --cov-report=term-missing:skip-covered $(METHOD)
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,11 +10,12 @@ import yaml
 
 from tests.service.calls import post_raw
 from tests.service.pictures import png, scene
+from tests.service.prometheus import find
 
 MONITORING = Path(__file__).parents[2] / "docker" / "monitoring"
 NAME = re.compile(r"\b(?:esvit|process)_[a-z_]+\b")
 
-needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool")
+needs_promtool = pytest.mark.skipif(not find("promtool"), reason="needs promtool")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_compose_mounts_files_that_are_there():
 )
 def test_prometheus_finds_no_fault(arguments):
     done = subprocess.run(
-        ["promtool", *arguments], cwd=MONITORING, capture_output=True, text=True, check=False
+        [find("promtool"), *arguments], cwd=MONITORING, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -119,6 +119,6 @@ def test_prometheus_finds_no_fault(arguments):
 def test_prometheus_reads_the_series(client):
     text = client.get("/metrics").text
     done = subprocess.run(
-        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
+        [find("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
