@@ -32,6 +32,9 @@ LINGER_S = 5.0
 UPGRADE = re.compile(rb"\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 """A header that asks for another protocol, as Java's client does in each first call."""
 
+HOST = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*", re.ASCII)
+"""What a host and a port may consist of (RFC 3986, 3.2.2)."""
+
 
 class WireLimits(NamedTuple):
     """What a connection may be."""
@@ -100,7 +103,10 @@ class Protocol(HttpToolsProtocol):
         num_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if num_bytes > self._limits.max_header_bytes:
             self._refusal = self._head_too_large()
-            raise ValueError("head too large")  # ends the parser; uvicorn asks for a 400 then
+        elif not self._has_one_host():
+            self._refusal = InvalidHttp("expected one Host header, of a host and perhaps a port")
+        if self._refusal is not None:
+            raise ValueError("refused")  # ends the parser; uvicorn asks for a 400 then
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -134,6 +140,13 @@ class Protocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Say that what came is no HTTP, in our shape instead of uvicorn's words."""
         self._refuse(self._refusal or InvalidHttp("not a readable HTTP request"))
+
+    def _has_one_host(self) -> bool:
+        """Tell whether everybody on the way reads the same host (RFC 9112, 3.2)."""
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if not hosts:
+            return bool(self.parser.get_http_version() == "1.0")
+        return len(hosts) == 1 and HOST.fullmatch(hosts[0]) is not None
 
     def _is_idle(self) -> bool:
         """Tell whether no call is under way."""

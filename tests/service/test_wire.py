@@ -71,6 +71,12 @@ SMUGGLED = {
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "a bad chunk": POST + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\nabc\r\n",
     "a chunk without end": POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"F" * 17 + b"\r\nabc",
+    "two hosts": GET + b"Host: y\r\n\r\n",
+    "the same host twice": GET + b"hOST: x\r\n\r\n",
+    "no host": b"GET /livez HTTP/1.1\r\n\r\n",
+    "a host that is none": b"GET /livez HTTP/1.1\r\nHost: x/y@z\r\n\r\n",
+    "two hosts in a line": b"GET /livez HTTP/1.1\r\nHost: x y\r\n\r\n",
+    "two hosts in HTTP/1.0": b"GET /livez HTTP/1.0\r\nHost: x\r\nHost: y\r\n\r\n",
     "CONNECT": b"CONNECT example.org:80 HTTP/1.1\r\nHost: x\r\n\r\n",
 }
 
@@ -78,6 +84,16 @@ SMUGGLED = {
 @pytest.mark.parametrize("sent", SMUGGLED.values(), ids=SMUGGLED)
 def test_what_can_be_read_in_two_ways_is_refused_in_our_shape(strict, sent):
     assert refusal(talk(strict, sent)) == (400, "invalid_http")
+
+
+@pytest.mark.parametrize("host", [b"x", b"", b"a-b.example.org:8000", b"[::1]:80", b"a_b", b"%C3"])
+def test_one_host_is_answered(strict, host):
+    sent = b"GET /livez HTTP/1.1\r\nConnection: close\r\nHost: " + host + b"\r\n\r\n"
+    assert talk(strict, sent).startswith(b"HTTP/1.1 200 ")
+
+
+def test_http_1_0_needs_no_host(strict):
+    assert talk(strict, b"GET /livez HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize(("length", "status"), [(b"0" * 5000 + b"5", b"422"), (b"9" * 19, b"413")])
