@@ -5,6 +5,7 @@ served.
 """
 
 import asyncio
+import ctypes
 import gc
 import logging
 import signal
@@ -31,6 +32,13 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75
 """Longer than the minute that load balancers keep idle connections."""
+
+
+M_MMAP_THRESHOLD = -3
+"""As in glibc's malloc.h."""
+
+LARGE_BLOCK_BYTES = 1 << 19
+"""Pillow's large pictures are made of blocks of at least this size (`service.images`)."""
 
 
 class Server(uvicorn.Server):
@@ -70,6 +78,7 @@ def main() -> int:
         print(error, file=sys.stderr)  # noqa: T201  # before the log is set up
         return 2
     set_up_logging(settings.log_level, settings.log_format)
+    give_back_large_blocks()
     try:
         app = create_app(settings)
     except ModelError as error:
@@ -77,6 +86,18 @@ def main() -> int:
         return 3
     serve(app, settings)
     return 0
+
+
+def give_back_large_blocks() -> None:
+    """Let the C library return large blocks when they are freed, instead of keeping them.
+
+    glibc keeps them for the thread that asked: after some large pictures each decoder would hold as
+    much as the largest of its own. Of small pictures Pillow keeps the blocks itself.
+    """
+    if sys.platform.startswith("linux"):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; musl has none
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 def serve(app: FastAPI, settings: Settings) -> None:

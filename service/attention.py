@@ -83,11 +83,19 @@ def render_overlay(
 ) -> bytes:
     """Draw a map over the picture itself as PNG: the hotter, the more of the colour shows."""
     heat, seen = _heat_on_picture(weights, geometry, side)
-    height, width = heat.shape
-    below = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    size = picture_size(geometry)
+    below = np.asarray(picture.resize(size, Image.Resampling.BICUBIC), np.float32)
     opacity = (OVERLAY_OPACITY * heat * seen)[..., None]
     mixed = below * (1 - opacity) + viridis(heat) * opacity
     return _png(Image.fromarray(np.rint(mixed).astype(np.uint8)))
+
+
+def to_draw_on(picture: Image.Image, geometry: Geometry) -> Image.Image:
+    """Shrink a picture to what a drawing on it needs: 64 whole ones would take gigabytes."""
+    size = picture_size(geometry)
+    if max(picture.size) <= max(size):
+        return picture
+    return picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def picture_size(geometry: Geometry) -> tuple[int, int]:

@@ -27,7 +27,18 @@ from service.contract import OUTPUTS, Output
 from service.encoding import normalize
 from service.errors import DeadlineExceeded, Overloaded, ServiceError
 from service.metrics import Metrics
-from service.tickets import Answer, Arrays, Item, Job, Phase, Prepare, Result, Ticket, cut_out
+from service.tickets import (
+    Answer,
+    Arrays,
+    Item,
+    Job,
+    Phase,
+    Prepare,
+    Result,
+    Ticket,
+    cut_out,
+    forget_where,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +188,7 @@ class Batcher:
         try:
             prepared = prepare()
         except ServiceError as error:
-            self._answer([(ticket, position, error)])
+            self._answer([(ticket, position, forget_where(error))])
         except Exception:  # a bug in decoding one image must not end the thread
             logger.exception("decoding failed")
             self._answer([(ticket, position, ServiceError("internal error"))])

@@ -33,7 +33,7 @@ def to_srgb(image: Image.Image, profile: object) -> Image.Image:
         if transform is not None:
             converted = transform.apply(image)
             return converted
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy
 
 
 @lru_cache(maxsize=8)

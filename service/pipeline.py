@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import anyio.to_thread
 
 from service.addresses import Address, Source, UrlRules
+from service.attention import to_draw_on
 from service.batcher import Batcher, Sizes, Trace, untraced
 from service.contract import ModelInfo, Output, PreprocessSpec
 from service.engine import Engine, load_engine, warm_up
@@ -26,7 +27,7 @@ Fetching = Callable[[Sequence[Source]], AbstractAsyncContextManager[list[bytes |
 """Holds the files of images while a block runs, those given by address fetched."""
 
 Keep = Literal["nothing", "picture", "thumbnail"]
-"""What is kept of the decoded picture: all of it to be drawn on, or little to be shown."""
+"""What is kept of the decoded picture: enough to be drawn on, or little to be shown."""
 
 
 class Batch(NamedTuple):
@@ -235,4 +236,6 @@ def _decode(
     prepared = preprocess(decoded, spec, fit)
     if keep == "nothing":
         return prepared
-    return prepared._replace(picture=decoded.image if keep == "picture" else shrink(decoded.image))
+    if keep == "thumbnail":
+        return prepared._replace(picture=shrink(decoded.image))
+    return prepared._replace(picture=to_draw_on(decoded.image, prepared.geometry))

@@ -11,6 +11,7 @@ from service.attention import (
     picture_size,
     render_heatmap,
     render_overlay,
+    to_draw_on,
 )
 from service.preprocess import place
 from tests.service.pictures import scene
@@ -130,6 +131,21 @@ def test_overlay_is_drawn_on_a_picture_that_was_shrunk_while_decoding():
     geometry = place(96, 72, SPEC, "stretch")
     drawn = read(render_overlay(np.ones((4, 4), np.float32), geometry, 32, scene(48, 36)))
     assert drawn.shape == (72, 96, 3)
+
+
+def test_what_is_kept_to_draw_on_is_small_and_the_drawing_the_same():
+    picture = scene(1500, 1000)
+    geometry = place(1500, 1000, SPEC, "crop")
+    kept = to_draw_on(picture, geometry)
+    assert kept.size == picture_size(geometry) == (1024, 683)
+    drawn = render_overlay(one_hot(1, 2), geometry, 32, kept)
+    assert drawn == render_overlay(one_hot(1, 2), geometry, 32, picture)
+
+
+def test_what_is_small_enough_to_draw_on_is_kept_as_it_is():
+    picture = scene(96, 72)
+    assert to_draw_on(picture, place(96, 72, SPEC, "crop")) is picture
+    assert to_draw_on(picture, place(9600, 7200, SPEC, "crop")) is picture
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -103,6 +104,37 @@ def test_results_come_in_the_order_of_the_images():
     results = asyncio.run(main())
     assert values(results) == list(range(20))
     assert all(isinstance(result, Inferred) for result in results)
+
+
+def test_a_refused_image_is_let_go_of_though_its_call_still_waits():
+    class Pixels:
+        """Stands for hundreds of megabytes."""
+
+    seen = []
+
+    def damaged():
+        pixels = Pixels()
+        seen.append(weakref.ref(pixels))
+        try:
+            raise OSError("unreadable")
+        except OSError as error:
+            raise UndecodableImage("not an image") from error
+
+    async def main():
+        engine = FakeEngine()
+        async with running(engine) as (batcher, sample), busy(engine, batcher):
+            waiting = submit(batcher, damaged, image(2))
+            await decoded(sample, 1)
+            async with asyncio.timeout(SOON_S):
+                while not seen or seen[0]() is not None:
+                    await asyncio.sleep(0)
+            assert not waiting.done()
+            engine.may_go_on.set()
+            return await waiting
+
+    refusal, answer = asyncio.run(main())
+    assert isinstance(refusal, UndecodableImage)
+    assert values([answer]) == [2]
 
 
 def test_every_one_of_many_callers_gets_its_own_results():

@@ -67,3 +67,8 @@ def test_a_damaged_profile_never_fails_a_picture(position):
     damaged[position % len(damaged)] ^= 0xFF
     data = jpeg(soft(), icc_profile=bytes(damaged))
     assert decode(data, ImageLimits()).image.size == (60, 40)
+
+
+def test_what_is_rgb_without_a_profile_is_not_copied():
+    image = scene(8, 8)
+    assert to_srgb(image, None) is image

@@ -309,7 +309,7 @@ def test_pixels_are_counted_before_decoding():
 
 @pytest.mark.parametrize("side", [12_000, 30_000, 65_000])
 def test_decompression_bombs_are_too_large(side):
-    with pytest.raises(ImageTooLarge) as caught:
+    with pytest.raises(ImageTooLarge, match=f"image is {side}x{side}; at most") as caught:
         decode(huge_png(side, side), LIMITS)
     assert caught.value.limit == 50_000_000
 
@@ -319,6 +319,16 @@ def test_pixel_limit_is_met_exactly_and_not_exceeded():
     assert pixels(png(scene(30, 20)), limits).shape == (20, 30, 3)
     with pytest.raises(ImageTooLarge, match="31x20; at most 600"):
         decode(png(scene(31, 20)), limits)
+
+
+def test_a_pixel_limit_over_pillows_own_is_met_exactly_and_not_exceeded():
+    size = 20_000 * 10_000  # Pillow by itself refuses from 179 megapixels
+    roomy = ImageLimits(max_pixels=size, max_decoded_bytes=size)
+    with pytest.raises(UndecodableImage, match="image is damaged"):  # its pixels are not there
+        decode(huge_png(20_000, 10_000), roomy)
+    with pytest.raises(ImageTooLarge, match="image is 20000x10001; at most 200,000,000") as caught:
+        decode(huge_png(20_000, 10_001), roomy)
+    assert caught.value.limit == size
 
 
 @pytest.mark.parametrize("turn", [1, -1])

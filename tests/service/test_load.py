@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.service.pictures import png, scene
 from tests.service.server import read_until
@@ -182,6 +183,8 @@ def test_a_gigabyte_of_memory_is_enough_for_what_costs_most():
         found = overload(str(client.base_url), num_clients=100, num_calls=3, seconds=0)
         for _ in range(5):
             assert client.post("/embed", **costly).status_code == 422
+        large = [("file", png(Image.new("P", (7000, 7000))))] * 8
+        assert client.post("/attention?render=overlay", files=large).status_code == 200
         assert set(found.statuses) <= ALLOWED
         assert embed(client) == expected
         process.send_signal(signal.SIGTERM)

@@ -123,6 +123,35 @@ def test_a_refused_call_costs_little_memory(service, kind, make):
     assert memory_mb(pid, "VmHWM") - idle < LIMIT_MB
 
 
+def flat(width: int, height: int) -> bytes:
+    """Give a grey PNG of one colour: few bytes, many pixels."""
+    return png(Image.new("L", (width, height)))
+
+
+def test_one_call_of_many_refused_images_costs_no_more_than_one(service):
+    client, pid = service
+    body = bomb(5000, 5000, 6)
+    idle = memory_mb(pid, "VmRSS")
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    response = client.post("/embed", files=[("file", body)] * 8)
+    assert [error["code"] for error in response.json()["errors"]] == ["undecodable_image"] * 8
+    assert memory_mb(pid, "VmHWM") - idle < LIMIT_MB
+
+
+@pytest.mark.parametrize("path", ["/embed", "/attention?render=overlay"])
+def test_large_pictures_are_held_one_at_a_time_and_let_go(service, path):
+    client, pid = service
+    body = flat(7000, 7000)
+    idle = memory_mb(pid, "VmRSS")
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    response = client.post(path, files=[("file", body)] * 6)
+    assert response.status_code == 200, response.text
+    assert response.json()["errors"] == []
+    whole = 7000 * 7000 * 5 / 2**20  # grey, and as Pillow keeps RGB
+    assert memory_mb(pid, "VmHWM") - idle < 2 * whole + LIMIT_MB
+    assert memory_mb(pid, "VmRSS") - idle < LIMIT_MB
+
+
 def test_many_refused_calls_leave_nothing_behind(service):
     client, pid = service
     body = damaged("PNG", 1500)

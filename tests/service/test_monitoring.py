@@ -119,6 +119,10 @@ def test_prometheus_finds_no_fault(arguments):
 def test_prometheus_reads_the_series(client):
     text = client.get("/metrics").text
     done = subprocess.run(
-        [find("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, check=False
+        [find("promtool"), "check", "metrics"],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
