@@ -1,6 +1,7 @@
 """What was inferred becomes the answer: JSON, `.npy` or PNG."""
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -128,12 +129,18 @@ def attention(
 
     num_heads = info.outputs["attention"][0]
     if as_npy:
-        queries = (info.grid[0] * info.grid[1],) if options.query == "all" else ()
-        shape = (num_heads if options.head == "all" else 1, *queries, *info.grid)
+        shape = attention_shape(info, options)
         return _npy(info, batch, maps, shape, options.encoding_format)
     images = _images(batch, answer)
     content = {"grid": info.grid, "num_heads": num_heads, "images": images, "errors": batch.errors}
     return _json(info, content)
+
+
+def attention_shape(info: ModelInfo, options: AttentionOptions) -> tuple[int, ...]:
+    """Give the shape of one image's maps: (heads, [queries,] rows, columns)."""
+    num_heads = info.outputs["attention"][0] if options.head == "all" else 1
+    queries = (math.prod(info.grid),) if options.query == "all" else ()
+    return (num_heads, *queries, *info.grid)
 
 
 def drawing(info: ModelInfo, item: Inferred, options: AttentionOptions) -> Response:

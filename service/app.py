@@ -21,10 +21,11 @@ from service.engine import Engine
 from service.errors import ServiceError
 from service.gallery import routes as gallery_routes
 from service.gallery.opening import open_gallery
-from service.gate import BodyLimits, Gate
+from service.gate import Gate
 from service.keys import KeyCheck
 from service.metrics import Metrics
 from service.pages import add_pages
+from service.passage import Limits
 from service.pipeline import Pipeline, load_pipeline
 from service.protocols import cohere, kserve, openai
 from service.reload import Leases, Reloader
@@ -162,11 +163,13 @@ def _add_layers(app: FastAPI, settings: Settings) -> None:
 
 def _add_gate(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     """Wrap the application in what must hold for every call."""
-    limits = BodyLimits(
+    limits = Limits(
         max_bytes=settings.max_body_bytes,
         max_bytes_held=settings.max_bodies_bytes,
         timeout_s=settings.body_timeout_s,
         max_calls=settings.max_calls,
+        max_answer_numbers=settings.max_answer_numbers,
+        max_answers_bytes=settings.max_answers_bytes,
     )
     app.add_middleware(Gate, limits=limits, metrics=metrics)
 

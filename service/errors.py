@@ -14,6 +14,7 @@ ServiceError                      500 internal
 │   ├── BodyTooLarge              413 body_too_large
 │   ├── ImageTooLarge             413 image_too_large
 │   ├── BatchTooLarge             413 batch_too_large
+│   ├── AnswerTooLarge            413 answer_too_large
 │   ├── GalleryFull               413 gallery_full
 │   └── HeadTooLarge              431 head_too_large
 ├── UnsupportedMediaType          415 unsupported_media_type
@@ -151,6 +152,12 @@ class BatchTooLarge(TooLarge):
     """More images in one request than `max_images`."""
 
     code = "batch_too_large"
+
+
+class AnswerTooLarge(TooLarge):
+    """More numbers in one answer than `max_answer_numbers`."""
+
+    code = "answer_too_large"
 
 
 class GalleryFull(TooLarge):

@@ -1,5 +1,6 @@
 """The native endpoints: read, infer, answer."""
 
+import math
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
@@ -45,6 +46,7 @@ async def embed(request: Request) -> Response:
         raise InvalidRequest(
             f"{options.output} has {dim} dimensions", field="dimensions", limit=dim
         )
+    request.state.expect(len(inputs.images) * (options.dimensions or dim))
     results = await pipeline.infer(inputs.images, [options.output], options.fit)
     batch = pipeline.settle(results, must_succeed=options.on_error == "fail")
     started = time.perf_counter()
@@ -59,6 +61,7 @@ async def regions(request: Request) -> Response:
     pipeline = _pipeline(request)
     inputs = await read_inputs(request, max_images=pipeline.settings.max_images)
     options = read_options(schemas.RegionsOptions, inputs.fields)
+    request.state.expect(len(inputs.images) * math.prod(pipeline.info.outputs["regions"]))
     results = await pipeline.infer(inputs.images, ["regions"], options.fit)
     batch = pipeline.settle(results, must_succeed=options.on_error == "fail")
     as_npy = _wants_npy(request)
@@ -111,6 +114,9 @@ async def attention(request: Request) -> Response:
     if "image/png" in accept and options.render == "none":
         options.render = "heatmap"
     _check_attention(options, num_heads, pipeline)
+    if options.render == "none":
+        shape = answers.attention_shape(pipeline.info, options)
+        request.state.expect(len(inputs.images) * math.prod(shape))
     outputs: list[Output] = ["attention"]
     keep: Keep = "picture" if options.render == "overlay" else "nothing"
     results = await pipeline.infer(inputs.images, outputs, options.fit, keep=keep)

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.images import FORMATS, ImageLimits
+from service.passage import BYTES_PER_NUMBER
 
 DEFAULT_MODEL = Path(__file__).parent / "models" / "default.onnx"
 
@@ -91,6 +92,12 @@ class Settings(BaseSettings):
     )
     max_points: int = Field(1000, ge=1, description="points asked for in one /correspond")
     max_top_k: int = Field(1000, ge=1, description="matches asked for by top_k in one /correspond")
+    max_answer_numbers: int = Field(10_000_000, ge=1, description="numbers in one answer")
+    max_answers_bytes: int = Field(
+        256_000_000,
+        ge=1,
+        description="bytes of all large answers on their way, at 16 a number",
+    )
     max_queue_images: int = Field(256, ge=1, description="images accepted and not yet answered")
     max_calls: int = Field(512, ge=1, description="calls with a body under way at once")
     max_connections: int = Field(900, ge=1, description="connections open at once")
@@ -189,6 +196,17 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_queue_images is {self.max_queue_images}, expected at least max_images "
                 f"({self.max_images})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_room_for_an_answer(self) -> Self:
+        """An answer of the largest size must fit, or it could never be given."""
+        needed = BYTES_PER_NUMBER * self.max_answer_numbers
+        if self.max_answers_bytes < needed:
+            raise ValueError(
+                f"max_answers_bytes is {self.max_answers_bytes}, expected at least "
+                f"{BYTES_PER_NUMBER} x max_answer_numbers ({needed})"
             )
         return self
 

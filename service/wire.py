@@ -22,8 +22,8 @@ from service.errors import (
     ServiceError,
     TooManyConnections,
 )
-from service.gate import new_request_id
 from service.metrics import Metrics
+from service.passage import new_request_id
 
 LINGER_S = 5.0
 """How long the rest of a refused body is read and dropped, so that its client sees the refusal."""

@@ -125,7 +125,10 @@ async def infer(request: Request, model: str, version: str = MODEL_VERSION) -> R
     body = await read_body(request)
     call = read_call(body, request.headers.get(HEADER_LENGTH), pipeline.settings.max_images)
     wanted = call.outputs or dict.fromkeys(_given(pipeline.info), call.is_binary)
-    results = await pipeline.infer(call.images, _needed(wanted, call, pipeline.info), call.fit)
+    needed = _needed(wanted, call, pipeline.info)
+    numbers = sum(math.prod(pipeline.info.outputs[output]) for output in needed)
+    request.state.expect(len(call.images) * numbers)
+    results = await pipeline.infer(call.images, needed, call.fit)
     items = [item for item in pipeline.settle(results, must_succeed=True).items if item]
     started = time.perf_counter()
     answer = await anyio.to_thread.run_sync(_answer, pipeline.info, call, wanted, items)

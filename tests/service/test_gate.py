@@ -4,11 +4,19 @@ import re
 import pytest
 from starlette.datastructures import Headers
 
-from service.errors import BodyTooLarge, Overloaded, RequestTimeout
-from service.gate import BodyLimits, Gate
+from service.errors import AnswerTooLarge, BodyTooLarge, Overloaded, RequestTimeout
+from service.gate import Gate
 from service.metrics import Metrics
+from service.passage import BYTES_PER_NUMBER, FREE_NUMBERS, PIECE_BYTES, Limits
 
-LIMITS = BodyLimits(max_bytes=100, max_bytes_held=250, timeout_s=20.0, max_calls=3)
+LIMITS = Limits(
+    max_bytes=100,
+    max_bytes_held=250,
+    timeout_s=20.0,
+    max_calls=3,
+    max_answer_numbers=2 * FREE_NUMBERS,
+    max_answers_bytes=3 * FREE_NUMBERS * BYTES_PER_NUMBER,
+)
 
 
 class Client:
@@ -216,7 +224,7 @@ def test_a_call_is_cancelled_when_its_client_leaves():
 
     door = asyncio.run(main())
     assert count(door, "other", "499") == 1
-    assert door._bytes_held == 0
+    assert door._held.body_bytes == 0
 
 
 def test_a_client_that_leaves_before_its_body_is_whole_is_counted():
@@ -292,3 +300,99 @@ def test_what_is_no_http_call_passes_untouched():
 
     asyncio.run(gate(app)({"type": "lifespan"}, 1, 2))
     assert seen == [({"type": "lifespan"}, 1, 2)]
+
+
+LARGE = bytes(range(256)) * (3 * PIECE_BYTES // 256) + b"end"
+
+
+def giving(num_numbers, body=LARGE):
+    """Give an application that announces so many numbers and answers with a body."""
+
+    async def app(scope, receive, send):
+        await read_all(receive)
+        scope["state"]["expect"](num_numbers)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+class SlowClient(Client):
+    """Takes an answer's beginning, and the rest when it is told to."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        super().__init__(*chunks)
+        self.takes = asyncio.Event()
+
+    async def send(self, message) -> None:
+        if len(self.sent) == 2:
+            await self.takes.wait()
+        await super().send(message)
+
+
+def test_a_large_answer_goes_out_whole_in_pieces():
+    client = call(gate(giving(1)), b"")
+    pieces = [message["body"] for message in client.sent[1:]]
+    assert b"".join(pieces) == LARGE
+    assert max(map(len, pieces)) == PIECE_BYTES
+    assert [message["more_body"] for message in client.sent[1:]] == [True, True, True, False]
+
+
+def test_an_answer_of_one_number_too_many_is_refused():
+    most = LIMITS.max_answer_numbers
+    assert call(gate(giving(most)), b"").sent[0]["status"] == 200
+    with pytest.raises(
+        AnswerTooLarge, match="would have 200,001 numbers; at most 200,000"
+    ) as found:
+        call(gate(giving(most + 1)), b"")
+    assert (found.value.status, found.value.limit) == (413, most)
+
+
+def test_answers_count_until_their_clients_have_taken_them():
+    async def main():
+        held = giving(2 * FREE_NUMBERS)
+        door, slow = gate(held), SlowClient(b"x" * 90)
+        task = asyncio.create_task(door(slow.scope, slow.receive, slow.send))
+        while len(slow.sent) < 2:
+            await asyncio.sleep(0)
+        for _ in range(2 * LIMITS.max_calls):  # who only takes is no call under way any more
+            small = Client(b"")
+            await gate_with(door, giving(FREE_NUMBERS))(small.scope, small.receive, small.send)
+            assert small.sent[0]["status"] == 200
+        another = Client(b"")
+        with pytest.raises(Overloaded, match="too many large answers") as caught:
+            await door(another.scope, another.receive, another.send)
+        assert caught.value.limit == LIMITS.max_answers_bytes
+        assert door._held.body_bytes == 0
+        slow.takes.set()
+        await task
+        last = Client(b"")
+        await door(last.scope, last.receive, last.send)
+        return door, slow, last
+
+    door, slow, last = asyncio.run(main())
+    assert b"".join(message["body"] for message in slow.sent[1:]) == LARGE
+    assert last.sent[0]["status"] == 200
+    assert (door._held.answer_bytes, door._held.num_calls) == (0, 0)
+
+
+def gate_with(door, app):
+    """Give a gate to another application that shares what all calls hold."""
+    other = gate(app)
+    other._held = door._held
+    return other
+
+
+def test_who_leaves_while_its_answer_is_sent_has_left():
+    async def main():
+        door, slow = gate(giving(2 * FREE_NUMBERS)), SlowClient(b"")
+        task = asyncio.create_task(door(slow.scope, slow.receive, slow.send))
+        while len(slow.sent) < 2:
+            await asyncio.sleep(0)
+        slow.leaves.set()
+        await task
+        return door
+
+    door = asyncio.run(main())
+    assert count(door, "other", "499") == 1
+    assert door._held.answer_bytes == 0

@@ -1,5 +1,6 @@
 """What exceeds a limit is refused over HTTP, what meets it is answered."""
 
+import base64
 import socket
 
 import pytest
@@ -27,6 +28,14 @@ def strict(settings):
         "max_top_k": 5,
     }
     with serve(create_app(settings.model_copy(update=limits))) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def roomy(settings):
+    """Bounds nothing but the numbers of an answer."""
+    changed = settings.model_copy(update={"max_answer_numbers": 2 * 16 * 16})
+    with serve(create_app(changed)) as client:
         yield client
 
 
@@ -125,6 +134,35 @@ def test_one_call_more_than_the_limit_is_refused_before_its_body(settings):
         while (response := post_raw(client, "/embed", A)).status_code == 429:
             assert response.headers["retry-after"] == "1"
         assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "most"),
+    [
+        ("/attention", {"head": 0, "query": "all"}, 2),
+        ("/attention", {"head": "all", "query": "all"}, 1),
+        ("/regions", {}, 2),  # 16 x 12 an image
+    ],
+)
+def test_an_answer_of_more_numbers_than_the_limit_is_refused(roomy, path, options, most):
+    assert post_json(roomy, path, [A] * most, **options).status_code == 200
+    response = post_json(roomy, path, [A] * (most + 1), **options)
+    assert refused(response, 413, "answer_too_large")["limit"] == 512
+
+
+@pytest.mark.parametrize(("count", "status"), [(2, 200), (3, 413)])
+def test_answers_of_foreign_protocols_are_bounded_as_well(roomy, count, status):
+    data = [base64.b64encode(A).decode()] * count
+    tensor = {"name": "IMAGE", "shape": [count], "datatype": "BYTES", "data": data}
+    body = {"inputs": [tensor], "outputs": [{"name": "REGIONS"}]}
+    response = roomy.post("/v2/models/tiny/infer", json=body)
+    assert response.status_code == status
+    assert status == 200 or "576 numbers; at most 512" in response.json()["error"]
+
+
+def test_drawings_have_no_numbers(roomy):
+    response = post_json(roomy, "/attention", [A] * 20, render="heatmap")
+    assert response.status_code == 200
 
 
 def test_every_limit_is_shown(strict, settings):

@@ -35,6 +35,14 @@ def test_a_setting_that_is_none_is_refused():
         Settings(max_pictures=3)
 
 
+def test_an_answer_of_the_largest_size_has_room():
+    Settings(max_answer_numbers=100, max_answers_bytes=1600)
+    with pytest.raises(
+        ValidationError, match=r"expected at least 16 x max_answer_numbers \(1600\)"
+    ):
+        Settings(max_answer_numbers=100, max_answers_bytes=1599)
+
+
 def test_limits_name_what_a_client_must_keep_to():
     limits = Settings(max_images=5).limits()
     assert limits["max_images"] == 5
