@@ -59,6 +59,7 @@ class ModelInfo:
         training: Recipe, data, steps and revision of the training run; None if untrained.
         licence: Licence of the weights, an SPDX expression where there is one.
         weights_sha256: Digest of the weights that were exported.
+        whitened_on: On how many images embeddings were whitened; None if they are as pooled.
         format: Version of the contract.
     """
 
@@ -71,6 +72,7 @@ class ModelInfo:
     licence: str
     weights_sha256: str
     precision: Literal["fp32", "fp16"] = "fp32"
+    whitened_on: int | None = None
     format: int = FORMAT
 
     def __post_init__(self) -> None:

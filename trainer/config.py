@@ -58,6 +58,7 @@ class CropsConfig:
         num_local: How many of each local size; 0 for none.
         blur_radius: Smallest and largest standard deviation of the blur in pixels, of any view.
             The published range suits views of 224; small ones lose their lines in it.
+        grey: Probability that a view loses its colour.
     """
 
     global_size: int = 224
@@ -67,6 +68,7 @@ class CropsConfig:
     local_scale: tuple[float, float] = (0.05, 0.4)
     num_local: int = 8
     blur_radius: tuple[float, float] = (0.1, 2.0)
+    grey: float = 0.2
 
     def __post_init__(self) -> None:
         if self.num_global < 1 or self.num_local < 0:
@@ -88,7 +90,7 @@ class CropsConfig:
         views = global_views(self.global_size, count=self.num_global, scale=self.global_scale)
         for size in self.local_sizes:
             views += local_views(size, count=self.num_local, scale=self.local_scale)
-        return tuple(replace(view, blur_radius=self.blur_radius) for view in views)
+        return tuple(replace(view, blur_radius=self.blur_radius, grey=self.grey) for view in views)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ import torch
 import tyro
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import Tensor
 
 from esvit.backbones import Backbone, build
 from esvit.config import BACKBONES, backbone_config, backbone_name
@@ -28,6 +29,7 @@ from service.parity import MIN_COSINE, least_cosines, photograph_pixels
 from trainer.evaluation.images import preprocessing
 from trainer.onnx_graph import Pixels2Outputs, output_shapes, serialise, to_fp16, trace
 from trainer.triton import repository_files, triton_config
+from trainer.whitening import learn_whitening, whiten
 
 MAX_DIFFERENCE = 1e-4
 """Of any output value, between a float32 file and torch, in outputs of up to `USUAL_SIZE`."""
@@ -54,6 +56,8 @@ class ExportConfig:
         arch: Name of the backbone; told from the checkpoint where there is one.
         seed: Seed of fresh weights.
         image_size: Side in pixels of the square that the model sees.
+        whiten: Images like those that will be embedded, as for training: embeddings are whitened by
+            their principal components. Learnt from images alone.
         precision: Precision of weights and products; inputs and outputs keep their types.
     """
 
@@ -65,6 +69,7 @@ class ExportConfig:
     arch: str | None = None
     seed: int = 0
     image_size: int = 224
+    whiten: str | None = None
     precision: Literal["fp32", "fp16"] = "fp32"
 
 
@@ -76,6 +81,13 @@ class Source(NamedTuple):
     name: str
     training: dict[str, Any] | None  # JSON values
     licence: str
+
+
+class Graph(NamedTuple):
+    """What is exported, and on how many images its embeddings were whitened, if they were."""
+
+    module: Pixels2Outputs
+    whitened_on: int | None
 
 
 class Comparison(NamedTuple):
@@ -130,12 +142,27 @@ def load(config: ExportConfig) -> Source:
     return Source(weights.build_backbone(), arch, f"{arch}-{sha256[:8]}", training, licence)
 
 
-def export(source: Source, image_size: int, precision: Literal["fp32", "fp16"]) -> bytes:
+def make_graph(config: ExportConfig, source: Source, console: Console) -> Graph:
+    """Put a backbone between its preprocessing and its whitening.
+
+    Raises:
+        FileNotFoundError: if the images to learn whitening from are not there.
+        ValueError: if they are too few.
+    """
+    pixels2outputs = Pixels2Outputs(source.backbone, preprocessing(config.image_size)).eval()
+    if config.whiten is None:
+        return Graph(pixels2outputs, None)
+    whitening = learn_whitening(pixels2outputs, config.whiten, console)
+    whiten(pixels2outputs, whitening)
+    return Graph(pixels2outputs, whitening.num_images)
+
+
+def export(source: Source, graph: Graph, precision: Literal["fp32", "fp16"]) -> bytes:
     """Make the bytes of a model file."""
-    spec = preprocessing(image_size)
-    model = trace(Pixels2Outputs(source.backbone, spec).eval(), spec.crop)
+    spec = graph.module.spec
+    model = trace(graph.module)
     info = ModelInfo(
-        name=source.name,
+        name=source.name if graph.whitened_on is None else f"{source.name}-whitened",
         arch=source.arch,
         outputs=output_shapes(model),
         grid=source.backbone.grid(spec.crop, spec.crop),
@@ -143,18 +170,24 @@ def export(source: Source, image_size: int, precision: Literal["fp32", "fp16"]) 
         training=source.training,
         licence=source.licence,
         precision=precision,
-        weights_sha256=digest(source.backbone.state_dict()),
+        weights_sha256=digest(weights_of(graph.module)),
+        whitened_on=graph.whitened_on,
     )
     return serialise(to_fp16(model) if precision == "fp16" else model, info)
 
 
-def compare(data: bytes, backbone: Backbone, spec: PreprocessSpec) -> list[Comparison]:
+def weights_of(graph: Pixels2Outputs) -> dict[str, Tensor]:
+    """Name what a file's weights are: the backbone's, and the whitening's if there is one."""
+    whitening = {f"whitening.{name}": x for name, x in graph.last.state_dict().items()}
+    return {**graph.backbone.state_dict(), **whitening}
+
+
+def compare(data: bytes, graph: Pixels2Outputs) -> list[Comparison]:
     """Run a model file in ONNX Runtime beside torch, on photographs in batches of every size."""
-    graph = Pixels2Outputs(backbone, spec)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     comparisons = []
     for batch in BATCHES:
-        pixels = _photographs(spec, batch)
+        pixels = _photographs(graph.spec, batch)
         with torch.inference_mode():
             expected = graph(torch.from_numpy(pixels))
         actual = session.run(list(OUTPUTS), {INPUT: pixels})
@@ -189,24 +222,25 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check(config)
         source = load(config)
-        data = export(source, config.image_size, config.precision)
+        graph = make_graph(config, source, Console(stderr=True))
+        data = export(source, graph, config.precision)
     except (FileNotFoundError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     console = Console(width=100, highlight=False)
-    comparisons = compare(data, source.backbone, preprocessing(config.image_size))
+    comparisons = compare(data, graph.module)
     for batch, output, difference, cosine in comparisons:
         console.print(f"batch {batch}  {output:<12} {difference:.2e}  cosine {cosine:.6f}")
     if not is_equal(comparisons, config.precision):
         sys.stderr.write(f"{config.out} not written: the graph differs from torch\n")
         return 1
     write(config.out, data)
+    info = read_model_info(config.out)
     if config.triton_repository is not None:
-        info = read_model_info(config.out)
         config_path, model_path = repository_files(config.triton_repository, info)
         write(config_path, triton_config(info).encode())
         write(model_path, data)
-    console.print(f"{config.out}: {source.name}, {config.precision}, {len(data) / 1e6:.1f} MB")
+    console.print(f"{config.out}: {info.name}, {config.precision}, {len(data) / 1e6:.1f} MB")
     return 0
 
 

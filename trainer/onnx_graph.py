@@ -31,7 +31,12 @@ _FLOAT32_OPS = ["LayerNormalization", "Softmax", "ReduceMean"]
 
 
 class Pixels2Outputs(nn.Module):
-    """A backbone behind its normalisation: pixels as decoded in, the four outputs out."""
+    """A backbone behind its normalisation: pixels as decoded in, the four outputs out.
+
+    Attributes:
+        spec: How an image becomes the pixels.
+        last: What embeddings go through at the end, (B, C) to (B, C).
+    """
 
     mean: Tensor
     std: Tensor
@@ -39,6 +44,8 @@ class Pixels2Outputs(nn.Module):
     def __init__(self, backbone: Backbone, spec: PreprocessSpec) -> None:
         super().__init__()
         self.backbone = backbone
+        self.spec = spec
+        self.last: nn.Module = nn.Identity()
         self.register_buffer("mean", 255 * torch.tensor(spec.mean)[:, None, None])
         self.register_buffer("std", 255 * torch.tensor(spec.std)[:, None, None])
 
@@ -46,11 +53,12 @@ class Pixels2Outputs(nn.Module):
         """Map (B, H, W, 3) uint8 to the outputs of the model-file contract, in its order."""
         images = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
         num_last = min(NUM_LAST_BLOCKS, self.backbone.num_blocks)
-        return self.backbone.all_outputs(images, num_last)
+        outputs = self.backbone.all_outputs(images, num_last)
+        return outputs._replace(pooled=self.last(outputs.pooled))
 
 
-def trace(graph: Pixels2Outputs, side: int) -> onnx.ModelProto:
-    """Trace a graph for (B, side, side, 3) pixels, B dynamic.
+def trace(graph: Pixels2Outputs) -> onnx.ModelProto:
+    """Trace a graph for (B, S, S, 3) pixels, B dynamic, S the side of its squares.
 
     Raises:
         ValueError: if the weights are too many for one file.
@@ -58,6 +66,7 @@ def trace(graph: Pixels2Outputs, side: int) -> onnx.ModelProto:
     num_bytes = sum(4 * parameter.numel() for parameter in graph.parameters())
     if num_bytes > MAX_BYTES:
         raise ValueError(f"weights take {num_bytes} bytes, a model file holds {MAX_BYTES}")
+    side = graph.spec.crop
     pixels = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the exporter's use of its own parts

@@ -128,6 +128,7 @@ def nano(data: str, out: Path) -> PretrainConfig:
             local_scale=(0.12, 0.45),
             num_local=4,
             blur_radius=(0.1, 0.8),
+            grey=0.5,
         ),
         model=ModelConfig(
             arch="swin_nano_w8",
@@ -138,7 +139,7 @@ def nano(data: str, out: Path) -> PretrainConfig:
         loss=LossConfig(centering="sinkhorn"),
         optim=OptimConfig(batch=64, base_lr=6e-3),
         schedule=SchedulePlan(
-            epochs=24,
+            epochs=17,
             warmup_epochs=1,
             final_weight_decay=0.1,
             momentum=0.99,

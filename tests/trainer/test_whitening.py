@@ -1,0 +1,107 @@
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from esvit.weights import Weights, write_safetensors
+from service.contract import INPUT
+from service.model_file import read_model_info
+from tests.conftest import TINY
+from trainer import export_onnx
+from trainer.whitening import fit_whitening
+
+
+@pytest.fixture
+def features():
+    """Embeddings with a common part, of which few directions hold most."""
+    generator = torch.Generator().manual_seed(0)
+    spreads = torch.tensor([5.0, 2.0, 1.0, 0.5, 1e-6])
+    turn, _ = torch.linalg.qr(torch.randn(5, 5, generator=generator))
+    return (torch.randn(4000, 5, generator=generator) * spreads) @ turn + 10
+
+
+def test_whitened_directions_are_independent_and_equally_spread(features):
+    mean, matrix, num_images = fit_whitening(features)
+    white = (features - mean) @ matrix
+    assert num_images == 4000
+    covariance = white.T @ white / len(white)
+    torch.testing.assert_close(covariance[:4, :4], torch.eye(4) / 4, atol=1e-4, rtol=0)
+    torch.testing.assert_close(white.square().sum(dim=1).mean(), torch.tensor(1.0))
+
+
+def test_numbers_come_in_the_order_of_how_much_they_vary(features):
+    mean, matrix, _ = fit_whitening(features)
+    gains = torch.linalg.vector_norm(matrix, dim=0)
+    assert gains.tolist() == sorted(gains.tolist())
+    assert ((features - mean) @ matrix)[:, 0].std() > 0.4
+
+
+def test_noise_is_not_blown_up(features):
+    mean, matrix, _ = fit_whitening(features)
+    assert ((features - mean) @ matrix)[:, 4].abs().max() < 1e-3
+
+
+def test_too_few_images_are_refused(features):
+    with pytest.raises(ValueError, match="whitening of 5 features needs 20 images, 19 were given"):
+        fit_whitening(features[:19])
+
+
+@pytest.fixture
+def images(tmp_path):
+    """So many pictures that all directions of TINY's 32 features are known."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(130):
+        pixels = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((16, 16, 1)))
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{n}.png")
+    return folder
+
+
+def export(tmp_path, name, *arguments):
+    torch.manual_seed(0)
+    checkpoint = tmp_path / "weights.safetensors"
+    state = export_onnx.build(TINY).state_dict()
+    write_safetensors(checkpoint, Weights(state=state, backbone=TINY, about={}))
+    out = tmp_path / f"{name}.onnx"
+    paths = ("--checkpoint", str(checkpoint), "--out", str(out), "--image-size", "64")
+    return out, export_onnx.main([*paths, *arguments])
+
+
+def embed(path, images):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    files = sorted(images.iterdir())
+    pixels = np.stack([np.array(Image.open(file).convert("RGB")) for file in files])
+    return session.run(["embedding", "regions"], {INPUT: pixels})
+
+
+def test_an_exported_file_gives_whitened_embeddings_and_says_so(tmp_path, images):
+    plain, code = export(tmp_path, "plain")
+    white, white_code = export(tmp_path, "white", "--whiten", str(images))
+    assert (code, white_code) == (0, 0)
+    infos = read_model_info(plain), read_model_info(white)
+    assert [info.whitened_on for info in infos] == [None, 130]
+    assert infos[0].weights_sha256 != infos[1].weights_sha256
+    assert infos[1].name == f"{infos[0].name}-whitened"
+
+    (before, regions), (after, same_regions) = embed(plain, images), embed(white, images)
+    np.testing.assert_array_equal(regions, same_regions)
+    assert before.shape == after.shape
+
+    def alike(embeddings):
+        unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+        return np.abs(unit @ unit.T)[np.triu_indices(len(unit), 1)].mean()
+
+    assert alike(before) > 0.9
+    assert alike(after) < 0.3
+
+
+def test_missing_and_too_few_images_end_in_one_line(tmp_path, images, capsys):
+    for file in sorted(images.iterdir())[:10]:
+        file.unlink()
+    for folder, words in ((images, "needs 128 images"), (tmp_path / "none", "no such")):
+        out, code = export(tmp_path, "white", "--whiten", str(folder))
+        assert code == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
+        assert not out.exists()
