@@ -59,7 +59,8 @@ class ModelInfo:
         training: Recipe, data, steps and revision of the training run; None if untrained.
         licence: Licence of the weights, an SPDX expression where there is one.
         weights_sha256: Digest of the weights that were exported.
-        whitened_on: On how many images embeddings were whitened; None if they are as pooled.
+        whitening: From what embeddings were whitened, on how many images; None if they are the
+            pooled features.
         format: Version of the contract.
     """
 
@@ -72,7 +73,7 @@ class ModelInfo:
     licence: str
     weights_sha256: str
     precision: Literal["fp32", "fp16"] = "fp32"
-    whitened_on: int | None = None
+    whitening: dict[str, Any] | None = None
     format: int = FORMAT
 
     def __post_init__(self) -> None:

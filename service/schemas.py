@@ -253,7 +253,7 @@ class InfoAnswer(Answer):
     training: dict[str, Any] | None
     licence: str
     weights_sha256: str
-    whitened_on: int | None
+    whitening: dict[str, Any] | None
     outputs: dict[str, list[int]]
     grid: tuple[int, int]
     preprocess: dict[str, Any]

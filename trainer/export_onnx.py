@@ -29,7 +29,7 @@ from service.parity import MIN_COSINE, least_cosines, photograph_pixels
 from trainer.evaluation.images import preprocessing
 from trainer.onnx_graph import Pixels2Outputs, output_shapes, serialise, to_fp16, trace
 from trainer.triton import repository_files, triton_config
-from trainer.whitening import learn_whitening, whiten
+from trainer.whitening import Begin, Whitened, learn_whitening, make_beginning
 
 MAX_DIFFERENCE = 1e-4
 """Of any output value, between a float32 file and torch, in outputs of up to `USUAL_SIZE`."""
@@ -56,8 +56,10 @@ class ExportConfig:
         arch: Name of the backbone; told from the checkpoint where there is one.
         seed: Seed of fresh weights.
         image_size: Side in pixels of the square that the model sees.
-        whiten: Images like those that will be embedded, as for training: embeddings are whitened by
-            their principal components. Learnt from images alone.
+        whiten: Images like those that will be embedded: embeddings are whitened by their principal
+            components.
+        whiten_from: What whitening begins with: the pooled feature, or the layout of the regions,
+            which suits pictures of one thing in the middle.
         precision: Precision of weights and products; inputs and outputs keep their types.
     """
 
@@ -70,6 +72,7 @@ class ExportConfig:
     seed: int = 0
     image_size: int = 224
     whiten: str | None = None
+    whiten_from: Begin = "pooled"
     precision: Literal["fp32", "fp16"] = "fp32"
 
 
@@ -84,10 +87,10 @@ class Source(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """What is exported, and on how many images its embeddings were whitened, if they were."""
+    """What is exported, and what its passport says of how embeddings were whitened."""
 
     module: Pixels2Outputs
-    whitened_on: int | None
+    whitening: dict[str, str | int] | None
 
 
 class Comparison(NamedTuple):
@@ -152,9 +155,10 @@ def make_graph(config: ExportConfig, source: Source, console: Console) -> Graph:
     pixels2outputs = Pixels2Outputs(source.backbone, preprocessing(config.image_size)).eval()
     if config.whiten is None:
         return Graph(pixels2outputs, None)
-    whitening = learn_whitening(pixels2outputs, config.whiten, console)
-    whiten(pixels2outputs, whitening)
-    return Graph(pixels2outputs, whitening.num_images)
+    learnt = learn_whitening(pixels2outputs, config.whiten, config.whiten_from, console)
+    beginning = make_beginning(pixels2outputs, learnt.begin)
+    pixels2outputs.embed = Whitened(beginning, learnt.whitening).eval()
+    return Graph(pixels2outputs, {"from": learnt.begin, "images": learnt.num_images})
 
 
 def export(source: Source, graph: Graph, precision: Literal["fp32", "fp16"]) -> bytes:
@@ -162,7 +166,7 @@ def export(source: Source, graph: Graph, precision: Literal["fp32", "fp16"]) -> 
     spec = graph.module.spec
     model = trace(graph.module)
     info = ModelInfo(
-        name=source.name if graph.whitened_on is None else f"{source.name}-whitened",
+        name=source.name if graph.whitening is None else f"{source.name}-whitened",
         arch=source.arch,
         outputs=output_shapes(model),
         grid=source.backbone.grid(spec.crop, spec.crop),
@@ -171,15 +175,17 @@ def export(source: Source, graph: Graph, precision: Literal["fp32", "fp16"]) -> 
         licence=source.licence,
         precision=precision,
         weights_sha256=digest(weights_of(graph.module)),
-        whitened_on=graph.whitened_on,
+        whitening=graph.whitening,
     )
     return serialise(to_fp16(model) if precision == "fp16" else model, info)
 
 
 def weights_of(graph: Pixels2Outputs) -> dict[str, Tensor]:
     """Name what a file's weights are: the backbone's, and the whitening's if there is one."""
-    whitening = {f"whitening.{name}": x for name, x in graph.last.state_dict().items()}
-    return {**graph.backbone.state_dict(), **whitening}
+    state = graph.backbone.state_dict()
+    if graph.embed is None:
+        return state
+    return {**state, **{f"embed.{name}": x for name, x in graph.embed.state_dict().items()}}
 
 
 def compare(data: bytes, graph: Pixels2Outputs) -> list[Comparison]:

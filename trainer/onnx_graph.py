@@ -35,7 +35,7 @@ class Pixels2Outputs(nn.Module):
 
     Attributes:
         spec: How an image becomes the pixels.
-        last: What embeddings go through at the end, (B, C) to (B, C).
+        embed: Makes embeddings (B, D) of all outputs; None where they are the pooled features.
     """
 
     mean: Tensor
@@ -45,7 +45,7 @@ class Pixels2Outputs(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.spec = spec
-        self.last: nn.Module = nn.Identity()
+        self.embed: nn.Module | None = None
         self.register_buffer("mean", 255 * torch.tensor(spec.mean)[:, None, None])
         self.register_buffer("std", 255 * torch.tensor(spec.std)[:, None, None])
 
@@ -54,7 +54,7 @@ class Pixels2Outputs(nn.Module):
         images = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
         num_last = min(NUM_LAST_BLOCKS, self.backbone.num_blocks)
         outputs = self.backbone.all_outputs(images, num_last)
-        return outputs._replace(pooled=self.last(outputs.pooled))
+        return outputs if self.embed is None else outputs._replace(pooled=self.embed(outputs))
 
 
 def trace(graph: Pixels2Outputs) -> onnx.ModelProto:

@@ -4,12 +4,19 @@ What images of one kind have in common makes their embeddings point the same way
 directions in which they differ most hide the others from a cosine. Whitening takes the common part
 away and gives every principal direction the same weight. It is learnt from images alone.
 
-Shapes: N images, C features of an embedding.
+It begins either at the pooled feature, which does not know where things are, or at the layout: the
+region map in 4 x 4 parts, of which the principal components keep what tells images apart. The
+latter suits pictures of one thing in the middle, such as icons, logos and products.
+
+Shapes: B and N images, L regions, C features, P parts, F numbers that whitening begins with, D
+numbers of an embedding.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -20,8 +27,13 @@ from trainer.evaluation.features import Extraction, extract
 from trainer.evaluation.images import SquareDataset, Squares
 from trainer.onnx_graph import Pixels2Outputs
 
+Begin = Literal["pooled", "layout"]
+
 SMALLEST_SPREAD = 0.01
 """Of a direction, as a share of the largest one's: what is less is noise, and is not blown up."""
+
+LAYOUT_SIDE = 4
+"""Parts of a layout along each side, where the region map has as many."""
 
 BATCH = 32
 
@@ -30,42 +42,59 @@ class Whitening(NamedTuple):
     """A linear map, (x - mean) @ matrix: the first numbers of its result are those that vary most.
 
     Attributes:
-        mean: (C,) of the images it was learnt from.
-        matrix: (C, C), one column a principal direction. Of those images the mean squared length of
+        mean: (F,) of the images it was learnt from.
+        matrix: (F, D), one column a principal direction. Of those images the mean squared length of
             a whitened embedding is 1.
-        num_images: N.
     """
 
     mean: Tensor
     matrix: Tensor
+
+
+def fit_whitening(features: Tensor, num_directions: int) -> Whitening:
+    """Learn it from numbers of images.
+
+    Args:
+        features: (N, F).
+        num_directions: D, at most F.
+
+    Raises:
+        ValueError: if the images are too few to tell the directions' spreads.
+    """
+    N, least = len(features), 4 * num_directions
+    if least > N:
+        raise ValueError(f"whitening to {num_directions} numbers needs {least} images, not {N}")
+    mean = features.mean(dim=0)
+    spreads, directions = _principal(features - mean, num_directions)
+    scales = spreads.clamp_min(SMALLEST_SPREAD * float(spreads[0]))
+    length = torch.linalg.vector_norm(spreads / scales)
+    return Whitening(mean, directions / (scales * length))
+
+
+@dataclass(frozen=True)
+class LearntWhitening:
+    """A whitening and where it is from.
+
+    Attributes:
+        whitening: The map.
+        begin: What it begins with.
+        num_images: N, of which it was learnt.
+    """
+
+    whitening: Whitening
+    begin: Begin
     num_images: int
 
 
-def fit_whitening(features: Tensor) -> Whitening:
-    """Learn it from embeddings (N, C).
-
-    Raises:
-        ValueError: if they are too few to tell the directions' spreads.
-    """
-    N, C = features.shape
-    if N < 4 * C:
-        raise ValueError(f"whitening of {C} features needs {4 * C} images, {N} were given")
-    mean = features.double().mean(dim=0)
-    centred = features.double() - mean
-    variances, directions = torch.linalg.eigh(centred.T @ centred / N)  # ascending
-    spreads = variances.clamp_min(0).sqrt().flip(0)
-    scales = spreads.clamp_min(SMALLEST_SPREAD * float(spreads[0]))
-    length = (spreads / scales).square().sum().sqrt()
-    matrix = directions.flip(1) / (scales * length)
-    return Whitening(mean.float(), matrix.float(), N)
-
-
-def learn_whitening(graph: Pixels2Outputs, images: str, console: Console) -> Whitening:
+def learn_whitening(
+    graph: Pixels2Outputs, images: str, begin: Begin, console: Console
+) -> LearntWhitening:
     """Learn it from what a network says of images.
 
     Args:
-        graph: The network, with which the images' squares are asked.
+        graph: The network, which says how an image becomes its pixels.
         images: A folder, or .zip, .tar or .parquet files.
+        begin: What whitening begins with.
         console: Where progress is shown.
 
     Raises:
@@ -74,11 +103,12 @@ def learn_whitening(graph: Pixels2Outputs, images: str, console: Console) -> Whi
     """
     source = open_images(images)
     indices = range(len(source))
+    beginning = make_beginning(graph, begin)
 
     @torch.inference_mode()
     def compute(squares: Squares) -> Tensor:
-        outputs: AllOutputs = graph(squares.pixels.permute(0, 2, 3, 1))
-        return outputs.pooled
+        found: Tensor = beginning(graph(squares.pixels.permute(0, 2, 3, 1)))
+        return found
 
     how = Extraction(
         compute=compute,
@@ -89,14 +119,80 @@ def learn_whitening(graph: Pixels2Outputs, images: str, console: Console) -> Whi
         console=console,
     )
     rows = extract(SquareDataset(source, indices, graph.spec), source, indices, how, name=images)
-    return fit_whitening(rows.all())
+    return LearntWhitening(fit_whitening(rows.all(), _length(graph)), begin, len(rows))
 
 
-def whiten(graph: Pixels2Outputs, whitening: Whitening) -> None:
-    """Let a graph give whitened embeddings; its other outputs stay."""
-    C = len(whitening.mean)
-    layer = nn.Linear(C, C)
-    with torch.no_grad():
-        layer.weight.copy_(whitening.matrix.T)
-        layer.bias.copy_(-whitening.mean @ whitening.matrix)
-    graph.last = layer
+class Whitened(nn.Module):
+    """Gives the whitened embeddings (B, D) of a backbone's outputs."""
+
+    def __init__(self, beginning: nn.Module, whitening: Whitening) -> None:
+        super().__init__()
+        self.beginning = beginning
+        self.linear = nn.Linear(*whitening.matrix.shape)
+        with torch.no_grad():
+            self.linear.weight.copy_(whitening.matrix.T)
+            self.linear.bias.copy_(-whitening.mean @ whitening.matrix)
+
+    def forward(self, outputs: AllOutputs) -> Tensor:
+        """Map them."""
+        embeddings: Tensor = self.linear(self.beginning(outputs))
+        return embeddings
+
+
+class Pooled(nn.Module):
+    """Gives (B, C), the pooled feature."""
+
+    def forward(self, outputs: AllOutputs) -> Tensor:
+        """Take it."""
+        return outputs.pooled
+
+
+class Layout(nn.Module):
+    """Gives (B, P * C), the means of the region map's parts."""
+
+    means: Tensor
+
+    def __init__(self, rows: int, columns: int) -> None:
+        """Take the size of the region map."""
+        super().__init__()
+        self.grid = (rows, columns)
+        self.parts = (min(rows, LAYOUT_SIDE), min(columns, LAYOUT_SIDE))
+        unit = torch.eye(rows * columns).view(rows * columns, 1, rows, columns)
+        means = F.adaptive_avg_pool2d(unit, self.parts).flatten(1).T  # (P, L)
+        self.register_buffer("means", means, persistent=False)
+
+    def forward(self, outputs: AllOutputs) -> Tensor:
+        """Average the regions of each part."""
+        return (self.means @ outputs.regions).flatten(1)
+
+
+def make_beginning(graph: Pixels2Outputs, begin: Begin) -> nn.Module:
+    """Make what whitening begins with."""
+    if begin == "pooled":
+        return Pooled()
+    return Layout(*graph.backbone.grid(graph.spec.crop, graph.spec.crop))
+
+
+@torch.inference_mode()
+def _length(graph: Pixels2Outputs) -> int:
+    """Give C, which whitened embeddings keep."""
+    side = graph.spec.crop
+    outputs: AllOutputs = graph(torch.zeros(1, side, side, 3, dtype=torch.uint8))
+    return outputs.pooled.shape[1]
+
+
+def _principal(centred: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Find the spreads (D,) and directions (F, D) in which rows (N, F) vary most.
+
+    A few directions of many are found by randomised subspace iteration (Halko et al. 2011), with a
+    fixed seed: the same rows give the same directions.
+    """
+    N, total = centred.shape
+    if count < total:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, values, directions = torch.svd_lowrank(centred, q=min(count + 32, total), niter=6)
+        return values[:count] / N**0.5, directions[:, :count]
+    centred = centred.double()
+    variances, directions = torch.linalg.eigh(centred.T @ centred / N)  # ascending
+    return variances.clamp_min(0).sqrt().flip(0).float(), directions.flip(1).float()

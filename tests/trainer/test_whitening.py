@@ -2,14 +2,16 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from esvit.backbones import AllOutputs
 from esvit.weights import Weights, write_safetensors
 from service.contract import INPUT
 from service.model_file import read_model_info
 from tests.conftest import TINY
 from trainer import export_onnx
-from trainer.whitening import fit_whitening
+from trainer.whitening import Layout, fit_whitening
 
 
 @pytest.fixture
@@ -22,38 +24,47 @@ def features():
 
 
 def test_whitened_directions_are_independent_and_equally_spread(features):
-    mean, matrix, num_images = fit_whitening(features)
+    mean, matrix = fit_whitening(features, 5)
     white = (features - mean) @ matrix
-    assert num_images == 4000
     covariance = white.T @ white / len(white)
     torch.testing.assert_close(covariance[:4, :4], torch.eye(4) / 4, atol=1e-4, rtol=0)
     torch.testing.assert_close(white.square().sum(dim=1).mean(), torch.tensor(1.0))
 
 
 def test_numbers_come_in_the_order_of_how_much_they_vary(features):
-    mean, matrix, _ = fit_whitening(features)
+    mean, matrix = fit_whitening(features, 5)
     gains = torch.linalg.vector_norm(matrix, dim=0)
     assert gains.tolist() == sorted(gains.tolist())
     assert ((features - mean) @ matrix)[:, 0].std() > 0.4
 
 
 def test_noise_is_not_blown_up(features):
-    mean, matrix, _ = fit_whitening(features)
+    mean, matrix = fit_whitening(features, 5)
     assert ((features - mean) @ matrix)[:, 4].abs().max() < 1e-3
 
 
+def test_the_first_directions_alone_are_those_of_all(features):
+    (_, matrix), (_, first) = fit_whitening(features, 5), fit_whitening(features, 2)
+    torch.testing.assert_close(
+        (F.normalize(first, dim=0).T @ F.normalize(matrix[:, :2], dim=0)).abs(),
+        torch.eye(2),
+        atol=1e-3,
+        rtol=0,
+    )
+
+
 def test_too_few_images_are_refused(features):
-    with pytest.raises(ValueError, match="whitening of 5 features needs 20 images, 19 were given"):
-        fit_whitening(features[:19])
+    with pytest.raises(ValueError, match="whitening to 5 numbers needs 20 images, not 19"):
+        fit_whitening(features[:19], 5)
 
 
 @pytest.fixture
 def images(tmp_path):
-    """So many pictures that all directions of TINY's 32 features are known."""
+    """So many pictures that all directions of TINY's 64 features are known."""
     folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for n in range(130):
+    for n in range(260):
         pixels = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((16, 16, 1)))
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{n}.png")
     return folder
@@ -76,12 +87,14 @@ def embed(path, images):
     return session.run(["embedding", "regions"], {INPUT: pixels})
 
 
-def test_an_exported_file_gives_whitened_embeddings_and_says_so(tmp_path, images):
+@pytest.mark.parametrize("begin", ["pooled", "layout"])
+def test_an_exported_file_gives_whitened_embeddings_and_says_so(tmp_path, images, begin):
     plain, code = export(tmp_path, "plain")
-    white, white_code = export(tmp_path, "white", "--whiten", str(images))
+    options = ("--whiten", str(images), "--whiten-from", begin)
+    white, white_code = export(tmp_path, "white", *options)
     assert (code, white_code) == (0, 0)
     infos = read_model_info(plain), read_model_info(white)
-    assert [info.whitened_on for info in infos] == [None, 130]
+    assert [info.whitening for info in infos] == [None, {"from": begin, "images": 260}]
     assert infos[0].weights_sha256 != infos[1].weights_sha256
     assert infos[1].name == f"{infos[0].name}-whitened"
 
@@ -89,19 +102,28 @@ def test_an_exported_file_gives_whitened_embeddings_and_says_so(tmp_path, images
     np.testing.assert_array_equal(regions, same_regions)
     assert before.shape == after.shape
 
-    def alike(embeddings):
-        unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-        return np.abs(unit @ unit.T)[np.triu_indices(len(unit), 1)].mean()
-
-    assert alike(before) > 0.9
-    assert alike(after) < 0.3
+    assert np.abs(before.mean(axis=0)).max() > 1e-2
+    assert np.abs(after.mean(axis=0)).max() < 1e-4
+    assert np.square(after).sum(axis=1).mean() == pytest.approx(1, rel=1e-3)
+    assert after[:, 0].std() == pytest.approx(after[:, 1].std(), rel=1e-2)
 
 
 def test_missing_and_too_few_images_end_in_one_line(tmp_path, images, capsys):
     for file in sorted(images.iterdir())[:10]:
         file.unlink()
-    for folder, words in ((images, "needs 128 images"), (tmp_path / "none", "no such")):
+    for folder, words in ((images, "needs 256 images"), (tmp_path / "none", "no such")):
         out, code = export(tmp_path, "white", "--whiten", str(folder))
         assert code == 2
         assert words in capsys.readouterr().err.splitlines()[-1]
         assert not out.exists()
+
+
+def test_a_layout_is_the_means_of_the_map_in_four_by_four_parts():
+    regions = torch.arange(7.0 * 7 * 2).view(1, 49, 2)
+    empty = torch.empty(0)
+    found = Layout(7, 7)(AllOutputs(empty, regions, empty, empty))
+    expected = F.adaptive_avg_pool2d(regions.view(1, 7, 7, 2).permute(0, 3, 1, 2), (4, 4))
+    torch.testing.assert_close(found, expected.permute(0, 2, 3, 1).reshape(1, 32))
+    small = torch.randn(1, 6, 3)
+    same = Layout(2, 3)(AllOutputs(empty, small, empty, empty))
+    torch.testing.assert_close(same, small.flatten(1))
