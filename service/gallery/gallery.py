@@ -2,8 +2,6 @@
 
 A picture's id follows from its file and the model's weights. So one that is sent twice, by the same
 client or by another, before or after a crash, is the same picture and is there once.
-
-Shape letters: N queries, C channels.
 """
 
 import hashlib
@@ -14,39 +12,18 @@ from typing import NamedTuple, TypeVar
 
 import anyio
 import anyio.to_thread
-import numpy as np
 
-from service.contract import ModelInfo, PreprocessSpec
-from service.correspond import RegionMap
+from service.contract import ModelInfo
 from service.errors import GalleryFull, ServiceError, UnknownPicture
 from service.gallery import parts
-from service.gallery.parts import Box, PartMatch, Shown
-from service.gallery.store import (
-    EMBEDDING,
-    REGIONS,
-    About,
-    Entry,
-    Floats,
-    Found,
-    Passport,
-    Picture,
-    Store,
-)
-from service.preprocess import Fit, Geometry, place
-from service.regions import is_visible
+from service.gallery.finder import Finder, Near, PartsFound
+from service.gallery.parts import Box
+from service.gallery.store import Entry, Found, Passport, Picture, Store
 from service.thumbnails import to_jpeg
 from service.tickets import Inferred
 
 NAMESPACE = uuid.UUID("6116b366-a2ec-5d6f-abf6-f3367990829d")
 """Of the pictures' ids; another one would make every picture a new one."""
-
-CANDIDATES = 4
-"""So many times the pictures that are wanted are matched region by region, to rank them anew."""
-
-LEAST_CANDIDATES = 50
-
-MAX_NEAR = 100
-"""Near pictures told of one."""
 
 AnswerT = TypeVar("AnswerT")
 
@@ -56,27 +33,6 @@ class File(NamedTuple):
 
     id: str
     sha256: str
-
-
-class PartFound(NamedTuple):
-    """A picture that holds a part of another."""
-
-    picture: Picture
-    match: PartMatch
-
-
-class PartsFound(NamedTuple):
-    """The pictures that hold a part, best first, and of how many regions the part is."""
-
-    found: list[PartFound]
-    num_regions: int
-
-
-class Near(NamedTuple):
-    """A picture and those that are near it."""
-
-    picture: Picture
-    found: list[Found]
 
 
 class Gallery:
@@ -93,6 +49,7 @@ class Gallery:
         """
         self._store = store
         self._info = info
+        self._finder = Finder(store, info)
         self._max_pictures = max_pictures
         self._limiter = anyio.CapacityLimiter(threads)
 
@@ -157,7 +114,7 @@ class Gallery:
         self, query: Inferred | Picture, limit: int, min_score: float | None
     ) -> list[Found]:
         """Find the pictures that are most similar to one, itself left out."""
-        return await self._wait(lambda: self._search(query, limit, min_score))
+        return await self._wait(lambda: self._finder.search(query, limit, min_score))
 
     async def search_part(self, query: Inferred | Picture, box: Box, limit: int) -> PartsFound:
         """Find the pictures that hold a part of one, itself left out.
@@ -165,7 +122,7 @@ class Gallery:
         Raises:
             InvalidRequest: if the box has no area or lies outside of what the model sees.
         """
-        return await self._wait(lambda: self._search_part(query, box, limit))
+        return await self._wait(lambda: self._finder.search_part(query, box, limit))
 
     async def near(
         self, start: str | None, limit: int, min_score: float
@@ -175,7 +132,7 @@ class Gallery:
         Returns:
             Those that have any, how many were looked at, and where the next page starts.
         """
-        return await self._wait(lambda: self._near(start, limit, min_score))
+        return await self._wait(lambda: self._finder.near(start, limit, min_score))
 
     async def delete(self, ids: Sequence[str]) -> int:
         """Forget pictures; gives how many of them were there."""
@@ -225,80 +182,3 @@ class Gallery:
             regions=parts.take_visible(self._info, inferred.arrays["regions"], geometry),
             thumbnail=to_jpeg(inferred.prepared.picture),
         )
-
-    def _search(
-        self, query: Inferred | Picture, limit: int, min_score: float | None
-    ) -> list[Found]:
-        """Find by the whole picture."""
-        if isinstance(query, Inferred):
-            return self._store.search(query.unit["embedding"][None], limit, min_score)[0]
-        embeddings = self._vectors([query.id], EMBEDDING)
-        (found,) = self._store.search(embeddings[query.id][None], limit + 1, min_score)
-        return [item for item in found if item.picture.id != query.id][:limit]
-
-    def _search_part(self, query: Inferred | Picture, box: Box, limit: int) -> PartsFound:
-        """Find by the regions in a box, then rank what was found by correspondence."""
-        asked = self._shown(query)
-        cells = parts.cells_in(self._info, asked, box)
-        num_candidates = max(LEAST_CANDIDATES, CANDIDATES * limit) + 1
-        regions = asked.regions.features[cells]
-        own = query.id if isinstance(query, Picture) else None
-        candidates = {
-            found.picture.id: found.picture
-            for found in self._store.search_regions(regions, num_candidates)
-            if found.picture.id != own
-        }
-        kept = self._store.vectors(list(candidates), REGIONS) if candidates else {}
-        matched = [
-            PartFound(
-                candidates[id],
-                parts.match_part(
-                    self._info, asked, cells, self._show(candidates[id].about, regions)
-                ),
-            )
-            for id, regions in kept.items()
-        ]
-        matched.sort(key=lambda item: (-item.match.score, -item.match.similarity, item.picture.id))
-        return PartsFound(matched[:limit], len(cells))
-
-    def _near(
-        self, start: str | None, limit: int, min_score: float
-    ) -> tuple[list[Near], int, str | None]:
-        """Look for near-duplicates of a page's pictures."""
-        pictures, following = self._store.page(start, limit)
-        if not pictures:
-            return [], 0, None
-        embeddings = self._store.vectors([picture.id for picture in pictures], EMBEDDING)
-        there = [picture for picture in pictures if picture.id in embeddings]  # else deleted since
-        queries = np.stack([embeddings[picture.id] for picture in there])
-        answers = self._store.search(queries, MAX_NEAR + 1, min_score)
-        near = [
-            Near(picture, [item for item in found if item.picture.id > picture.id])
-            for picture, found in zip(there, answers, strict=True)
-        ]
-        return [item for item in near if item.found], len(pictures), following
-
-    def _shown(self, query: Inferred | Picture) -> Shown:
-        """Give a query's regions and where they lie."""
-        if isinstance(query, Picture):
-            return self._show(query.about, self._vectors([query.id], REGIONS)[query.id])
-        geometry, info = query.prepared.geometry, self._info
-        visible = is_visible(geometry, info.grid, info.preprocess.crop)
-        return Shown(RegionMap(query.arrays["regions"], info.grid, visible), geometry)
-
-    def _show(self, about: About, regions: Floats) -> Shown:
-        """Give the regions of a picture of the gallery and where they lie."""
-        return parts.show(self._info, regions, geometry_of(about, self._info.preprocess))
-
-    def _vectors(self, ids: Sequence[str], name: str) -> dict[str, Floats]:
-        """Give vectors that must be there."""
-        vectors = self._store.vectors(ids, name)
-        if set(ids) - vectors.keys():  # deleted by another call
-            raise UnknownPicture("the gallery has no picture of this id", field="id")
-        return vectors
-
-
-def geometry_of(about: About, spec: PreprocessSpec) -> Geometry:
-    """Give where the model's square lay on a picture when it was indexed."""
-    fit: Fit = about.fit
-    return place(about.width, about.height, spec, fit)

@@ -10,7 +10,8 @@ from service.contract import ModelInfo
 from service.encoding import to_json
 from service.errors import GalleryOff, InvalidRequest
 from service.gallery import schemas
-from service.gallery.gallery import Gallery, PartFound
+from service.gallery.finder import PartFound
+from service.gallery.gallery import Gallery
 from service.gallery.intake import OUTPUTS, take_in
 from service.gallery.store import Found, Picture
 from service.inputs import read_fields, read_inputs, read_options
