@@ -35,6 +35,9 @@ from service.gallery.store import (
 TOLD = qdrant.PayloadSelector.Exclude([THUMBNAIL])
 EXACT = qdrant.SearchParams(exact=True)
 
+AT_ONCE = 8
+"""Queries that the engine answers in one go: until then it lets no other Python code run."""
+
 
 class EdgeStore:
     """A folder that one process at a time may open."""
@@ -97,8 +100,9 @@ class EdgeStore:
             _request(embedding, EMBEDDING, limit=limit, min_score=min_score)
             for embedding in embeddings
         ]
-        answers = self._shard.query_batch(qdrant.QueryBatchRequest(requests))
-        return [_found(points) for points in answers]
+        parts = (requests[i : i + AT_ONCE] for i in range(0, len(requests), AT_ONCE))
+        answers = (self._shard.query_batch(qdrant.QueryBatchRequest(part)) for part in parts)
+        return [_found(points) for answer in answers for points in answer]
 
     def search_regions(self, regions: Floats, limit: int) -> list[Found]:
         """Give the pictures that have all of the regions in them."""

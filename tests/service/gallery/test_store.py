@@ -53,6 +53,14 @@ def test_search_equals_the_written_out_ranking(store):
     assert [item.picture.id for item in some] == expected[:3]
 
 
+def test_many_queries_are_answered_as_each_alone(store):
+    store.put([entry(number) for number in range(1, 30)])
+    queries = np.stack([entry(100 + number).embedding for number in range(21)])
+    together = store.search(queries, 3, None)
+    assert together == [store.search(query[None], 3, None)[0] for query in queries]
+    assert store.search(queries[:0], 3, None) == []
+
+
 def test_search_by_regions_sums_the_largest_cosines(store):
     made = [entry(number, num_regions=number % 7 + 1) for number in range(1, 30)]
     store.put(made)
@@ -90,8 +98,7 @@ def test_what_was_deleted_is_gone(store):
 def test_a_gallery_that_is_opened_again_holds_what_it_held(open_store):
     first = open_store()
     first.put([entry(1), entry(2)])
-    if hasattr(first, "_shard"):  # a client that is closed forgets its memory
-        first.close()
+    first.close()
     again = open_store()
     assert again.count() == 2
     assert again.thumbnail(id_of(2)) == b"jpeg 2"
@@ -107,8 +114,7 @@ def test_a_gallery_that_is_opened_again_holds_what_it_held(open_store):
 )
 def test_another_model_is_refused(open_store, other):
     first = open_store()
-    if hasattr(first, "_shard"):
-        first.close()
+    first.close()
     with pytest.raises(GalleryError, match=r"was filled by model tiny .* choose another place"):
         open_store(other)
 
