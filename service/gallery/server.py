@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from qdrant_client import QdrantClient, models
+from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException
 
 from service.errors import GalleryError, GalleryUnavailable
@@ -28,6 +29,9 @@ from service.gallery.store import (
 
 AnswerT = TypeVar("AnswerT")
 
+FAULTS = (ApiException, QdrantException)
+"""What the client raises; the latter where the server asks for fewer calls."""
+
 TOLD = models.PayloadSelectorExclude(exclude=[THUMBNAIL])
 
 WIDE = models.SearchParams(hnsw_ef=256)
@@ -49,7 +53,7 @@ class ServerStore:
         try:
             self._begin(passport)
             found = client.get_collection(collection).config.metadata
-        except (ApiException, ValueError) as error:  # the latter of a local collection
+        except FAULTS as error:
             reason = " ".join(str(error).split())[:300]
             raise GalleryError(f"{place} cannot be opened: {reason}") from error
         passport.check(found, place)
@@ -143,7 +147,7 @@ class ServerStore:
             self._client.create_collection(
                 self._name, vectors_config=_config(passport.dim), metadata=asdict(passport)
             )
-        except (ApiException, ValueError):
+        except ApiException:
             if not self._client.collection_exists(self._name):  # else another service was first
                 raise
 
@@ -155,7 +159,7 @@ class ServerStore:
         """
         try:
             return call()
-        except ApiException as error:
+        except FAULTS as error:
             raise GalleryUnavailable("the gallery's server does not answer") from error
 
 

@@ -25,20 +25,28 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def serve(app: FastAPI) -> Iterator[httpx.Client]:
-    """Serve an application while the block runs as the command does, and give a client of it."""
-    settings = app.state.pipeline.settings.model_copy(update={"port": 0})
-    server = _Server(server_config(app, settings))
+def run(config: uvicorn.Config) -> Iterator[int]:
+    """Run a server while the block runs, and give its port."""
+    server = _Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         assert server.listens.wait(timeout=10)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            yield client
+        yield server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def serve(app: FastAPI) -> Iterator[httpx.Client]:
+    """Serve an application while the block runs as the command does, and give a client of it."""
+    settings = app.state.pipeline.settings.model_copy(update={"port": 0})
+    with (
+        run(server_config(app, settings)) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+        yield client
 
 
 def read_until(connection: socket.socket, ending: bytes) -> bytes:

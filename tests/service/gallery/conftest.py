@@ -1,6 +1,7 @@
-"""Galleries of the tiny model: in a folder, and in Qdrant's client as on a server."""
+"""Galleries of the tiny model: in a folder, and on what speaks as a Qdrant server does."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,25 @@ from qdrant_client import QdrantClient
 from service.gallery.edge import EdgeStore
 from service.gallery.server import ServerStore
 from service.gallery.store import About, Entry, Passport, Picture, Store
+from tests.service.gallery.qdrant import FakeQdrant, serve_qdrant
 from tests.service.tiny_model import INFO, C
 
 
 @pytest.fixture(params=["folder", "server"])
 def open_store(request, tmp_path: Path) -> Iterator[Callable[[Passport], Store]]:
-    """Open the one gallery of a test, again and again; the server is its client's own memory."""
-    client = QdrantClient(":memory:")
+    """Open the one gallery of a test, again and again."""
+    with ExitStack() as stack:
+        if request.param == "server":
+            url = stack.enter_context(serve_qdrant(FakeQdrant()))
 
-    def open_it(passport: Passport = Passport.of(INFO)) -> Store:  # noqa: B008  # frozen
-        if request.param == "folder":
-            return EdgeStore(tmp_path / "gallery", passport)
-        return ServerStore(client, "esvit", passport)
+        def open_it(passport: Passport = Passport.of(INFO)) -> Store:  # noqa: B008  # frozen
+            if request.param == "folder":
+                return EdgeStore(tmp_path / "gallery", passport)
+            client = QdrantClient(url=url, check_compatibility=False)
+            stack.callback(client.close)
+            return ServerStore(client, "esvit", passport)
 
-    yield open_it
-    client.close()
+        yield open_it
 
 
 @pytest.fixture
