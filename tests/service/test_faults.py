@@ -127,8 +127,11 @@ def test_a_service_that_is_shutting_down_is_alive_but_not_ready(breakable):
     app.state.pipeline.is_draining = True
     response = client.get("/readyz")
     alive = client.get("/livez")
+    foreign = [client.get("/v2/health/ready"), client.get("/v2/models/tiny/ready")]
     app.state.pipeline.is_draining = False
     refused(response, 503, "draining")
+    assert [answer.status_code for answer in foreign] == [503, 503]
+    assert client.get("/v2/models/tiny/ready").status_code == 200
     assert response.headers["retry-after"] == "1"
     assert alive.status_code == 200
 

@@ -1,4 +1,5 @@
 import asyncio
+import gzip
 import re
 
 import pytest
@@ -235,6 +236,28 @@ def test_a_client_that_leaves_before_its_body_is_whole_is_counted():
         return door
 
     assert count(asyncio.run(main()), "other", "499") == 1
+
+
+def test_a_client_that_leaves_within_a_compressed_body_is_counted_and_let_go_of():
+    async def main():
+        half = gzip.compress(bytes(50))[:-10]
+        client, door = Client(half, headers=[("content-encoding", "gzip")]), gate(hears)
+        receive = client.receive
+
+        async def more():
+            return {**await receive(), "more_body": True}
+
+        client.leaves.set()
+        await door(client.scope, more, client.send)
+        return door
+
+    async def hears(scope, receive, send):
+        while (await receive())["type"] == "http.request":
+            pass
+
+    door = asyncio.run(main())
+    assert count(door, "other", "499") == 1
+    assert door._held.body_bytes == 0
 
 
 def test_a_cancellation_from_elsewhere_is_passed_on():

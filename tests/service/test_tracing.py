@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -97,6 +99,46 @@ def test_a_share_of_none_traces_nothing_but_what_the_client_decides(settings):
     }
 
 
+def test_a_fault_of_the_service_is_an_error_of_its_span(settings):
+    exporter = InMemorySpanExporter()
+    app = create_app(settings, exporter=exporter)
+    with serve(app) as client:
+        app.state.pipeline.is_draining = True
+        assert client.get("/v2/models/tiny/ready").status_code == 503
+    (call,) = exporter.get_finished_spans()
+    assert call.attributes["http.response.status_code"] == 503
+    assert call.status.status_code is StatusCode.ERROR
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Notes what it is sent."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.asked.append((self.path, self.headers["content-type"], body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+def test_spans_arrive_at_the_collector_that_is_named(settings):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        server.asked = []
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        endpoint = f"http://127.0.0.1:{server.server_port}/v1/traces"
+        with serve(create_app(settings.model_copy(update={"trace_endpoint": endpoint}))) as client:
+            request_id = post_raw(client, "/embed", A).headers["x-request-id"]
+        server.shutdown()
+        thread.join()
+    ((path, kind, body),) = server.asked
+    assert (path, kind) == ("/v1/traces", "application/x-protobuf")
+    for expected in ("POST /embed", "decode", "inference", request_id):
+        assert expected.encode() in body
+
+
 def test_off_by_default_and_not_even_loaded():
     program = (
         "import sys; from service.app import create_app; from service.settings import Settings;"
@@ -115,6 +157,7 @@ def test_an_endpoint_that_is_no_address_is_refused():
 
 
 def test_an_extra_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto", None)
+    monkeypatch.delitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", raising=False)
     with pytest.raises(ValidationError, match=r"pip install '\.\[otel\]'"):
         Settings(trace_endpoint="http://127.0.0.1:4318/v1/traces")
