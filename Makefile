@@ -115,7 +115,7 @@ ray: .venv/ray  ## bulk runs on a Ray of this machine
 fuzz: .venv/dev  ## damage images, forms and binary calls until something breaks: a minute each
 	$(BIN)/python -m tests.fuzz
 
-soak: .venv/dev  ## 100 clients for 20 s, then 5,000 calls: what is answered, how memory grows
+soak: .venv/dev  ## 100 clients for 20 s, 5,000 calls, 20 reloads: what is answered, how memory grows
 	$(BIN)/python -m tests.soak
 
 coverage: .venv/dev .venv/prometheus/done  ## branch coverage of esvit and service

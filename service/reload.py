@@ -7,6 +7,7 @@ everything as it was.
 """
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -49,6 +50,7 @@ class Leases:
         try:
             await self._app(scope, receive, send)
         finally:
+            del scope["state"]["pipeline"]  # a connection keeps the scope of its last call
             pipeline.leave()
 
 
@@ -124,7 +126,7 @@ class Reloader:
         pipeline.metrics.reloads.labels("swapped").inc()
         self.loaded_at, self.failed_at = datetime.now(UTC), None
         logger.info("now serving %s, no more %s", pipeline.info.name, old.info.name)
-        retiring = asyncio.create_task(old.retire())
+        retiring = asyncio.create_task(_let_go(old))
         self._retiring.add(retiring)
         retiring.add_done_callback(self._retiring.discard)
 
@@ -137,6 +139,17 @@ class Reloader:
         reason = " ".join(str(error).split()) if known else type(error).__name__
         text = "still serving %s: the new model file cannot be served: %s"
         logger.error(text, pipeline.info.name, reason, exc_info=None if known else error)
+
+
+async def _let_go(pipeline: Pipeline) -> None:
+    """Wait for a pipeline's last call, and release the memory of its model.
+
+    Errors and the frames that raised them hold each other, and the model with them. Left to itself
+    the collector would come by after several models.
+    """
+    await pipeline.retire()
+    del pipeline
+    gc.collect()
 
 
 def sign(path: Path) -> Signature | None:

@@ -1,6 +1,6 @@
 """A new model file while calls are under way, and files that are none."""
 
-import gc
+import asyncio
 import json
 import os
 import signal
@@ -11,6 +11,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import httpx
 import numpy as np
 import onnx
 import pytest
@@ -86,6 +87,9 @@ def test_a_new_file_is_served_and_the_old_model_is_let_go(served):
     old = weakref.ref(app.state.pipeline.engine)
     num_threads, names = threading.active_count(), pipeline_threads()
     before = client.get("/info").json()["loaded_at"]
+    idle = httpx.Client(base_url=client.base_url)  # its connection stays, and makes no other call
+    assert post_raw(idle, "/embed", A).status_code == 200
+    assert post_raw(client, "/embed", b"no image").status_code == 422
     write(path, "second")
     wait_for(lambda: model(client) == "second")
     assert post_raw(client, "/embed", A).json()["model"] == "second"
@@ -94,7 +98,8 @@ def test_a_new_file_is_served_and_the_old_model_is_let_go(served):
     series = [line for line in client.get("/metrics").text.splitlines() if "model_info{" in line]
     assert len(series) == 1
     assert 'model="second"' in series[0]
-    wait_for(lambda: gc.collect() >= 0 and old() is None)
+    wait_for(lambda: old() is None)
+    idle.close()
     assert pipeline_threads() == names
     assert threading.active_count() <= num_threads + 2  # AnyIO's own, which end when idle
 
@@ -199,6 +204,34 @@ def test_a_bad_file_leaves_the_old_one_serving_and_says_so(served, spoil, caplog
     write(path, "second")
     wait_for(lambda: model(client) == "second")
     assert client.get("/info").json()["reload_failed_at"] is None
+
+
+def test_a_file_that_changes_while_it_is_loaded_is_not_believed(path, caplog):
+    settings = Settings(model=path, engine="onnxruntime", threads=1)
+    app = create_app(settings)
+    reloader, state = app.state.reloader, app.state
+    first = state.pipeline
+    load = reloader._load
+
+    def load_while_it_is_replaced():
+        pipeline = load()
+        write(path, "third")
+        return pipeline
+
+    async def main():
+        write(path, "second")
+        reloader._load = load_while_it_is_replaced
+        await reloader.reload()
+        assert state.pipeline is first
+        reloader._load = load
+        first.start()
+        await reloader.reload()
+        assert state.pipeline.info.name == "third"
+        await reloader.close()
+
+    asyncio.run(main())
+    assert "the model file changed while it was loaded" in caplog.text
+    assert (reloads(app, "refused"), reloads(app, "swapped")) == (1, 1)
 
 
 def test_what_is_compiled_late_is_of_the_file_that_was_loaded(path):

@@ -1,4 +1,4 @@
-"""Command: 100 clients for 20 seconds, then 5,000 calls of every kind, against the default model.
+"""Command: 100 clients for 20 s, 5,000 calls of every kind, 20 reloads of the default model.
 
     python -m tests.soak
 
@@ -6,15 +6,22 @@ Shows what was measured; the exit code is 1 if a promise of docs/operations.md d
 """
 
 import argparse
+import shutil
 import signal
 import sys
+import tempfile
+from pathlib import Path
 
 import httpx
 
+from service.settings import DEFAULT_MODEL
 from tests.service.test_main import read_log_until, start
-from tests.soak.load import ALLOWED, MIXED, SOON_S, footprint, mixed, overload
+from tests.soak.load import ALLOWED, MIXED, SOON_S, footprint, mixed, overload, reload
 
 MAX_LIVEZ_S, MAX_GROWTH_MB = 1.0, 50.0
+
+NUM_FIRST = 3
+"""Reloads until everything has been loaded once."""
 
 
 def main() -> int:
@@ -23,8 +30,20 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--calls", type=int, default=5000)
-    chosen = parser.parse_args()
-    with start("--port", "0", "--log-level", "info") as process:
+    parser.add_argument("--reloads", type=int, default=20)
+    parser.add_argument("--engine", default="auto")
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(shutil.copy(DEFAULT_MODEL, folder))
+        holds = soak(parser.parse_args(), model)
+    for promise, kept in holds.items():
+        print("held  " if kept else "BROKEN", promise)
+    return 0 if all(holds.values()) else 1
+
+
+def soak(chosen: argparse.Namespace, model: Path) -> dict[str, bool]:
+    """Run, show what was measured, and give each promise with whether it held."""
+    options = ("--model", str(model), "--engine", chosen.engine, "--log-level", "info")
+    with start(*options, "--port", "0") as process:
         port = int(read_log_until(process, r"running on http://127\.0\.0\.1:(\d+)")[1])
         process.stderr.close()
         url = f"http://127.0.0.1:{port}"
@@ -36,9 +55,13 @@ def main() -> int:
             statuses = mixed(client, chosen.calls)
             after = footprint(process.pid)
         print(f"{chosen.calls} calls {dict(statuses)}: from {before} to {after} MB, files")
+        reloads = reload(url, process, model, chosen.reloads)
+        shown = [round(memory) for memory in reloads.memory]
+        print(f"{len(shown)} reloads under {dict(reloads.statuses)}: {shown} MB")
         process.send_signal(signal.SIGTERM)
         code = process.wait(SOON_S)
-    holds = {
+    warm = reloads.memory[min(NUM_FIRST, len(shown)) - 1]
+    return {
         "only 200, 429 and 503": set(found.statuses) <= ALLOWED,
         "every refusal has Retry-After": not found.without_retry_after,
         f"/livez under {MAX_LIVEZ_S} s": found.slowest_livez_s < MAX_LIVEZ_S,
@@ -46,11 +69,10 @@ def main() -> int:
         "only 200, 404 and 4xx of bad images": max(statuses) < 500,
         f"memory grows less than {MAX_GROWTH_MB} MB": after[0] - before[0] < MAX_GROWTH_MB,
         "no file stays open": after[1] <= before[1] + 2,
+        "a reload drops no call": max(reloads.statuses) < 429,
+        f"reloads add less than {MAX_GROWTH_MB} MB": max(reloads.memory) - warm < MAX_GROWTH_MB,
         "ends with 0": code == 0,
     }
-    for promise, kept in holds.items():
-        print("held  " if kept else "BROKEN", promise)
-    return 0 if all(holds.values()) else 1
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 import asyncio
 import itertools
 import re
+import shutil
+import signal
+import subprocess
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -47,6 +51,13 @@ class Overload(NamedTuple):
     without_retry_after: int
     slowest_livez_s: float
     first_status: int
+
+
+class Reloads(NamedTuple):
+    """What came of reloads: answers by status, megabytes of memory after each."""
+
+    statuses: Counter[int]
+    memory: list[float]
 
 
 def overload(url: str, *, num_clients: int, num_calls: int, seconds: float) -> Overload:
@@ -102,6 +113,50 @@ def mixed(client: httpx.Client, num_calls: int) -> Counter[int]:
     for path, content in itertools.islice(itertools.cycle(MIXED.values()), num_calls):
         statuses[client.post(path, **content).status_code] += 1
     return statuses
+
+
+def reload(url: str, process: subprocess.Popen[str], model: Path, times: int) -> Reloads:
+    """Replace the model file by its like, again and again, under calls of every kind.
+
+    Args:
+        url: The service.
+        process: It, to be told of the new file.
+        model: The file that it serves.
+        times: How often.
+    """
+    statuses: Counter[int] = Counter()
+    memory: list[float] = []
+    ends = threading.Event()
+
+    def call() -> None:
+        with httpx.Client(base_url=url, timeout=SOON_S) as client:
+            while not ends.is_set():
+                statuses.update(mixed(client, len(MIXED)))
+
+    calling = threading.Thread(target=call)
+    calling.start()
+    try:
+        with httpx.Client(base_url=url, timeout=SOON_S) as client:
+            for _ in range(times):
+                _reload_once(client, process, model)
+                memory.append(footprint(process.pid)[0])
+    finally:
+        ends.set()
+        calling.join()
+    return Reloads(statuses, memory)
+
+
+def _reload_once(client: httpx.Client, process: subprocess.Popen[str], model: Path) -> None:
+    """Put a copy in the file's place, and wait until it is served."""
+    before = client.get("/info").json()["loaded_at"]
+    copy = Path(shutil.copy(model, model.with_suffix(".new")))
+    copy.replace(model)
+    process.send_signal(signal.SIGHUP)
+    until = time.monotonic() + 10 * SOON_S
+    while (info := client.get("/info").json())["loaded_at"] == before:
+        assert info["reload_failed_at"] is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def footprint(pid: int) -> tuple[float, int]:
