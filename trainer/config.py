@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from esvit.backbones import BackboneConfig
+from esvit.backbones import BackboneConfig, SwinConfig
 from esvit.config import HeadConfig, backbone_config
 from esvit.loss import Centering
 from trainer.augment import ViewSpec, global_views, local_views
@@ -101,15 +101,20 @@ class ModelConfig:
         arch: Name of a backbone.
         drop_path: Stochastic depth of the student's last block, in [0, 1); the backbone's own if
             not given. The teacher has none.
+        start: How weights are drawn; `local` lets a Swin's heads begin at neighbouring regions,
+            which small networks on little data profit from.
         head: Of both tasks.
     """
 
     arch: str = "swin_tiny_w7"
     drop_path: float | None = None
+    start: Literal["published", "local"] = "published"
     head: HeadConfig = field(default_factory=lambda: HeadConfig(norm_last_layer=False))
 
     def __post_init__(self) -> None:
         backbone = backbone_config(self.arch)
+        if self.start == "local" and not isinstance(backbone, SwinConfig):
+            raise ValueError(f"start is local, which is for Swin; {self.arch} is none")
         if self.drop_path is not None:
             replace(backbone, drop_path=self.drop_path)  # it says what is wrong with it
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from esvit.backbones import BackboneConfig, build
+from esvit.backbones import BackboneConfig, Swin, build
+from esvit.backbones.swin_start import start_local
 from esvit.config import HeadConfig
 from esvit.fused_loss import FusedLoss
 from esvit.head import ProjectionHead
@@ -55,6 +56,9 @@ def build_state(config: PretrainConfig, device: torch.device) -> TrainState:
     student_backbone = backbone if drop_path is None else replace(backbone, drop_path=drop_path)
     has_regions = config.loss.region_weight > 0
     student = _network(student_backbone, head, has_regions=has_regions)
+    if config.model.start == "local":
+        assert isinstance(student.backbone, Swin)  # the config saw to it
+        start_local(student.backbone)
     teacher = _network(replace(backbone, drop_path=0.0), head, has_regions=has_regions)
     start_teacher(teacher, student)
     student, teacher = (_sharing_statistics(network.to(device)) for network in (student, teacher))

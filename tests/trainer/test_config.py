@@ -34,6 +34,7 @@ NONSENSE = [
     (LossConfig, {"view_weight": -1}, "expected a positive one"),
     (LossConfig, {"student_temperature": 0}, "student_temperature is 0"),
     (LossConfig, {"center_momentum": 1.0}, "center_momentum 1.0"),
+    (ModelConfig, {"arch": "cvt_tiny", "start": "local"}, "start is local, which is for Swin"),
     (OptimConfig, {"batch": 0}, "batch is 0"),
     (OptimConfig, {"max_skipped": 0}, "max_skipped 0"),
     (OptimConfig, {"base_lr": 0}, "base_lr is 0"),
