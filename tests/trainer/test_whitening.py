@@ -8,7 +8,9 @@ from PIL import Image
 from esvit.backbones import AllOutputs
 from esvit.weights import Weights, write_safetensors
 from service.contract import INPUT
+from service.images import ImageLimits, decode
 from service.model_file import read_model_info
+from service.preprocess import preprocess
 from tests.conftest import TINY
 from trainer import export_onnx
 from trainer.whitening import Layout, fit_whitening
@@ -82,8 +84,9 @@ def export(tmp_path, name, *arguments):
 
 def embed(path, images):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    files = sorted(images.iterdir())
-    pixels = np.stack([np.array(Image.open(file).convert("RGB")) for file in files])
+    spec = read_model_info(path).preprocess
+    decoded = [decode(file.read_bytes(), ImageLimits()) for file in sorted(images.iterdir())]
+    pixels = np.stack([preprocess(image, spec, "crop").pixels for image in decoded])
     return session.run(["embedding", "regions"], {INPUT: pixels})
 
 
