@@ -133,17 +133,23 @@ def test_file_of_other_weights_is_seen_to_differ(model_path, tmp_path, checkpoin
     ],
 )
 def test_limits_of_difference(difference, cosine, fp32, fp16):
-    near = Comparison(1, "embedding", 0.0, 1.0)
-    found = [near, Comparison(2, "regions", difference, cosine)]
+    near = Comparison(1, "embedding", 0.0, 1.0, 1.0)
+    found = [near, Comparison(2, "regions", difference, 1.0, cosine)]
     assert (is_equal(found, "fp32"), is_equal(found, "fp16")) == (fp32, fp16)
 
 
-@pytest.mark.parametrize(("size", "found"), [(0.5, 4e-4), (10.0, 4e-4), (200.0, 2e-5)])
-def test_difference_is_taken_in_proportion_to_large_values_only(size, found):
+@pytest.mark.parametrize(
+    ("size", "difference", "is_rounding"),
+    [(0.5, 9e-5, True), (0.5, 1.2e-4, False), (10.0, 1.2e-4, False), (200.0, 1.9e-3, True),
+     (200.0, 2.2e-3, False)],
+)  # fmt: skip
+def test_more_is_allowed_of_large_values_only(size, difference, is_rounding):
     expected = np.full((1, 2), size, np.float32)
-    actual = expected + np.array([[0.0, 4e-4]], np.float32)
-    difference = export_onnx._comparison(1, "regions", actual, expected).difference
-    assert difference == pytest.approx(found, rel=0.05)
+    actual = expected + np.array([[0.0, difference]], np.float32)
+    found = export_onnx._comparison(1, "regions", actual, expected)
+    assert found.difference == pytest.approx(difference, rel=0.05)
+    assert found.size == size
+    assert found.is_rounding == is_rounding
 
 
 def test_file_that_differs_is_not_written(model_path, tmp_path, checkpoint, capsys, monkeypatch):

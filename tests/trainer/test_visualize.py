@@ -24,12 +24,12 @@ def run(*words):
 @pytest.mark.parametrize(
     ("words", "size"),
     [
-        (("attention", CAT, COFFEE, "--heads", "3"), (340, 452)),
-        (("attention", CAT, "--query", "300", "150"), (416, 268)),
-        (("attention", CAT, "--pooled"), (416, 268)),
+        (("attention", CAT, COFFEE, "--heads", "3"), (340, 509)),
+        (("attention", CAT, "--query", "300", "150"), (416, 305)),
+        (("attention", CAT, "--pooled"), (416, 305)),
         (("correspondence", CAT), (248, 186)),
         (("correspondence", CAT, COFFEE, "--no-mutual-only", "--top-k", "5"), (248, 186)),
-        (("regions", CAT, COFFEE, "--fit", "pad"), (188, 242)),
+        (("regions", CAT, COFFEE, "--fit", "pad"), (188, 282)),
     ],
 )
 def test_a_picture_is_written(tmp_path, network, capsys, words, size):
