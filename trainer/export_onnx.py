@@ -8,7 +8,7 @@ one that differs is not. Exit codes: 0 written, 1 it differs, 2 the request cann
 import hashlib
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,10 +26,11 @@ from esvit.weights import Network, digest, read_weights
 from service.contract import INPUT, OUTPUTS, ModelInfo, Output, PreprocessSpec
 from service.model_file import read_model_info
 from service.parity import MIN_COSINE, least_cosines, photograph_pixels
+from trainer.evaluation.config import default_cache
 from trainer.evaluation.images import preprocessing
 from trainer.onnx_graph import Pixels2Outputs, output_shapes, serialise, to_fp16, trace
 from trainer.triton import repository_files, triton_config
-from trainer.whitening import Begin, Whitened, learn_whitening, make_beginning
+from trainer.whitening import Begin, learn_whitening
 
 MAX_DIFFERENCE = 1e-4
 """Of any output value, between a float32 file and torch, in outputs of up to `USUAL_SIZE`."""
@@ -60,6 +61,7 @@ class ExportConfig:
             components.
         whiten_from: What whitening begins with: the pooled feature, or the layout of the regions,
             which suits pictures of one thing in the middle.
+        cache: Folder where features of those images are kept for the next time.
         precision: Precision of weights and products; inputs and outputs keep their types.
     """
 
@@ -73,6 +75,7 @@ class ExportConfig:
     image_size: int = 224
     whiten: str | None = None
     whiten_from: Begin = "pooled"
+    cache: Path = field(default_factory=default_cache)
     precision: Literal["fp32", "fp16"] = "fp32"
 
 
@@ -169,10 +172,11 @@ def make_graph(config: ExportConfig, source: Source, console: Console) -> Graph:
     pixels2outputs = Pixels2Outputs(source.backbone, preprocessing(config.image_size)).eval()
     if config.whiten is None:
         return Graph(pixels2outputs, None)
-    learnt = learn_whitening(pixels2outputs, config.whiten, config.whiten_from, console)
-    beginning = make_beginning(pixels2outputs, learnt.begin)
-    pixels2outputs.embed = Whitened(beginning, learnt.whitening).eval()
-    return Graph(pixels2outputs, {"from": learnt.begin, "images": learnt.num_images})
+    whitened = learn_whitening(
+        pixels2outputs, config.whiten, config.whiten_from, config.cache, console
+    )
+    pixels2outputs.embed = whitened
+    return Graph(pixels2outputs, {"from": whitened.begin, "images": whitened.num_images})
 
 
 def export(source: Source, graph: Graph, precision: Literal["fp32", "fp16"]) -> bytes:
@@ -244,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         source = load(config)
         graph = make_graph(config, source, Console(stderr=True))
         data = export(source, graph, config.precision)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     console = Console(width=100, highlight=False)

@@ -99,9 +99,9 @@ def train_step(
 ) -> StepReport:
     """Do one optimizer update and what belongs to it, together with all other processes.
 
-    A step whose gradients are not finite changes nothing but the counters. Whether they are is
-    asked of the gradients, which are the same in all processes, and together with the numbers of
-    the report: the step waits for the device once.
+    A step whose gradients are not finite changes nothing but the counters, and centers that are
+    solved for on each batch. Whether they are is asked of the gradients, which are the same in all
+    processes, and together with the numbers of the report: the step waits for the device once.
 
     Args:
         state: Changed in place.

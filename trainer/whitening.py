@@ -6,13 +6,14 @@ away and gives every principal direction the same weight. It is learnt from imag
 
 It begins either at the pooled feature, which does not know where things are, or at the layout: the
 region map in 4 x 4 parts, of which the principal components keep what tells images apart. The
-latter suits pictures of one thing in the middle, such as icons, logos and products.
+latter is made for pictures of one thing in the middle, such as icons, logos and products.
 
 Shapes: B and N images, L regions, C features, P parts, F numbers that whitening begins with, D
 numbers of an embedding.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,8 +22,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from esvit.backbones import AllOutputs
+from esvit.weights import digest
 from trainer.data.loader import LoaderConfig
-from trainer.evaluation.choice import open_images
+from trainer.evaluation.choice import choose, open_images
 from trainer.evaluation.features import Extraction, extract
 from trainer.evaluation.images import SquareDataset, Squares
 from trainer.onnx_graph import Pixels2Outputs
@@ -34,6 +36,9 @@ SMALLEST_SPREAD = 0.01
 
 LAYOUT_SIDE = 4
 """Parts of a layout along each side, where the region map has as many."""
+
+MOST_IMAGES = 20_000
+"""To learn from, drawn by a fixed seed where there are more: a layout of theirs takes 1 GiB."""
 
 BATCH = 32
 
@@ -71,62 +76,18 @@ def fit_whitening(features: Tensor, num_directions: int) -> Whitening:
     return Whitening(mean, directions / (scales * length))
 
 
-@dataclass(frozen=True)
-class LearntWhitening:
-    """A whitening and where it is from.
+class Whitened(nn.Module):
+    """Gives the whitened embeddings (B, D) of a backbone's outputs.
 
     Attributes:
-        whitening: The map.
-        begin: What it begins with.
-        num_images: N, of which it was learnt.
-    """
-
-    whitening: Whitening
-    begin: Begin
-    num_images: int
-
-
-def learn_whitening(
-    graph: Pixels2Outputs, images: str, begin: Begin, console: Console
-) -> LearntWhitening:
-    """Learn it from what a network says of images.
-
-    Args:
-        graph: The network, which says how an image becomes its pixels.
-        images: A folder, or .zip, .tar or .parquet files.
         begin: What whitening begins with.
-        console: Where progress is shown.
-
-    Raises:
-        FileNotFoundError: if there are no images.
-        ValueError: if they are too few, or can only be streamed.
+        num_images: Of how many images it was learnt.
     """
-    source = open_images(images)
-    indices = range(len(source))
-    beginning = make_beginning(graph, begin)
 
-    @torch.inference_mode()
-    def compute(squares: Squares) -> Tensor:
-        found: Tensor = beginning(graph(squares.pixels.permute(0, 2, 3, 1)))
-        return found
-
-    how = Extraction(
-        compute=compute,
-        key={},
-        batch=BATCH,
-        loader=LoaderConfig(num_workers=0),
-        cache=None,
-        console=console,
-    )
-    rows = extract(SquareDataset(source, indices, graph.spec), source, indices, how, name=images)
-    return LearntWhitening(fit_whitening(rows.all(), _length(graph)), begin, len(rows))
-
-
-class Whitened(nn.Module):
-    """Gives the whitened embeddings (B, D) of a backbone's outputs."""
-
-    def __init__(self, beginning: nn.Module, whitening: Whitening) -> None:
+    def __init__(self, beginning: nn.Module, begin: Begin, whitening: Whitening, num_images: int):
         super().__init__()
+        self.begin = begin
+        self.num_images = num_images
         self.beginning = beginning
         self.linear = nn.Linear(*whitening.matrix.shape)
         with torch.no_grad():
@@ -137,6 +98,49 @@ class Whitened(nn.Module):
         """Map them."""
         embeddings: Tensor = self.linear(self.beginning(outputs))
         return embeddings
+
+
+def learn_whitening(
+    graph: Pixels2Outputs, images: str, begin: Begin, cache: Path, console: Console
+) -> Whitened:
+    """Learn it from what a network says of images, of at most `MOST_IMAGES`.
+
+    Args:
+        graph: The network, which says how an image becomes its pixels.
+        images: A folder, or .zip, .tar or .parquet files.
+        begin: What whitening begins with.
+        cache: Folder where features are kept for the next time.
+        console: Where progress is shown.
+
+    Raises:
+        FileNotFoundError: if there are no images.
+        ValueError: if they are too few, or can only be streamed.
+        OSError: if the cache cannot be written.
+    """
+    chosen = choose(open_images(images), MOST_IMAGES, seed=0)
+    beginning = _beginning(graph, begin)
+
+    @torch.inference_mode()
+    def compute(squares: Squares) -> Tensor:
+        found: Tensor = beginning(graph(squares.pixels.permute(0, 2, 3, 1)))
+        return found
+
+    how = Extraction(
+        compute=compute,
+        key={
+            "weights": digest(graph.backbone.state_dict()),
+            "preprocess": asdict(graph.spec),
+            "begin": begin,
+            "torch": torch.__version__,
+        },
+        batch=BATCH,
+        loader=LoaderConfig(num_workers=0),
+        cache=cache,
+        console=console,
+    )
+    dataset = SquareDataset(chosen.source, chosen.indices, graph.spec)
+    rows = extract(dataset, chosen.source, chosen.indices, how, name=images)
+    return Whitened(beginning, begin, fit_whitening(rows.all(), _length(graph)), len(rows)).eval()
 
 
 class Pooled(nn.Module):
@@ -166,8 +170,8 @@ class Layout(nn.Module):
         return (self.means @ outputs.regions).flatten(1)
 
 
-def make_beginning(graph: Pixels2Outputs, begin: Begin) -> nn.Module:
-    """Make what whitening begins with."""
+def _beginning(graph: Pixels2Outputs, begin: Begin) -> nn.Module:
+    """Make what gives the numbers (B, F) that whitening begins with."""
     if begin == "pooled":
         return Pooled()
     return Layout(*graph.backbone.grid(graph.spec.crop, graph.spec.crop))

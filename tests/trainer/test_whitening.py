@@ -12,7 +12,7 @@ from service.images import ImageLimits, decode
 from service.model_file import read_model_info
 from service.preprocess import preprocess
 from tests.conftest import TINY
-from trainer import export_onnx
+from trainer import export_onnx, whitening
 from trainer.whitening import Layout, fit_whitening
 
 
@@ -78,8 +78,8 @@ def export(tmp_path, name, *arguments):
     state = export_onnx.build(TINY).state_dict()
     write_safetensors(checkpoint, Weights(state=state, backbone=TINY, about={}))
     out = tmp_path / f"{name}.onnx"
-    paths = ("--checkpoint", str(checkpoint), "--out", str(out), "--image-size", "64")
-    return out, export_onnx.main([*paths, *arguments])
+    paths = ("--checkpoint", str(checkpoint), "--out", str(out), "--cache", str(tmp_path / "cache"))
+    return out, export_onnx.main([*paths, "--image-size", "64", *arguments])
 
 
 def embed(path, images):
@@ -109,6 +109,18 @@ def test_an_exported_file_gives_whitened_embeddings_and_says_so(tmp_path, images
     assert np.abs(after.mean(axis=0)).max() < 1e-4
     assert np.square(after).sum(axis=1).mean() == pytest.approx(1, rel=1e-3)
     assert after[:, 0].std() == pytest.approx(after[:, 1].std(), rel=1e-2)
+
+
+def test_of_many_images_some_are_drawn_and_a_second_export_finds_them_worked_out(
+    tmp_path, images, monkeypatch
+):
+    monkeypatch.setattr(whitening, "MOST_IMAGES", 256)
+    first, _ = export(tmp_path, "first", "--whiten", str(images))
+    assert read_model_info(first).whitening == {"from": "pooled", "images": 256}
+
+    monkeypatch.setattr(whitening, "BATCH", 0)  # nothing can be worked out
+    second, _ = export(tmp_path, "second", "--whiten", str(images))
+    assert second.read_bytes() == first.read_bytes()
 
 
 def test_missing_and_too_few_images_end_in_one_line(tmp_path, images, capsys):

@@ -45,12 +45,11 @@ def open_images(path: str) -> Source:
     return open_source(path)
 
 
-def choose(source: Source, config: ImagesConfig) -> Chosen:
-    """Take all images of a source, or as many as the config allows, drawn by its seed."""
-    most = config.max_images
+def choose(source: Source, most: int | None, seed: int) -> Chosen:
+    """Take all images of a source, or where there are more than `most` so many, drawn by a seed."""
     if most is None or most >= len(source):
         return Chosen(source, range(len(source)))
-    rng = np.random.default_rng([CHOICE_STREAM, config.seed])
+    rng = np.random.default_rng([CHOICE_STREAM, seed])
     return Chosen(source, sorted(rng.permutation(len(source))[:most].tolist()))
 
 
@@ -136,7 +135,7 @@ def _parts(data: str) -> tuple[str, str]:
 def _named(path: str, config: ImagesConfig, labels: Labels) -> tuple[Chosen, list[list[str]]]:
     """Choose images of a path and give the names of their classes; those without are left out."""
     source = open_images(path)
-    images = choose(source, config)
+    images = choose(source, config.max_images, config.seed)
     if labels.column == "class":  # which needs no manifest
         names = [*source.index.classes, ""]  # the label -1 of an image without class finds ""
         texts = [names[source.label(i)] for i in images.indices]

@@ -148,7 +148,7 @@ def measure_correspondence(
     """
     if config.geometry == "free" and config.fit == "pad":
         raise ValueError("free crops are of the picture, not of a border: --fit crop or stretch")
-    images = choose(open_images(config.data), config)
+    images = choose(open_images(config.data), config.max_images, config.seed)
     chosen = (images.source, images.indices, subject.frozen.spec, config.fit)
     is_free = config.geometry == "free"
     dataset = PairDataset(*chosen) if is_free else SquareDataset(*chosen)

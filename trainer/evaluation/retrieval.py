@@ -152,7 +152,7 @@ def _open(
     records = read_records(path, source)
     for column in filter(None, (config.identity, config.across)):
         check_column(records, column)
-    chosen = set(choose(source, config).indices)
+    chosen = set(choose(source, config.max_images, config.seed).indices)
     counted = [
         i
         for i in select(records, _conditions(records, config.where))
