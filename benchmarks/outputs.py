@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 import openvino
 
+from service import engine_openvino
 from service.contract import INPUT, OUTPUTS
 
 PARTS = {
@@ -29,7 +30,7 @@ Call = Callable[[], object]
 
 def openvino_parts(model: str, batch: int) -> dict[str, Call]:
     """Give a call for each part, in bfloat16 on two threads."""
-    core = openvino.Core()
+    core = engine_openvino.core()
     graph = core.read_model(model)
     side = graph.input(INPUT).partial_shape[1].get_length()
     pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8)

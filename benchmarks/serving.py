@@ -77,10 +77,10 @@ def onnxruntime_ways(model: str):
 
 def openvino_ways(model: str):
     """One stream of all threads, and a stream a core."""
-    import openvino
+    from service import engine_openvino
 
     for streams, batch in ((1, 1), (1, 4), (1, 8), (2, 1), (2, 4), (2, 8)):
-        core = openvino.Core()
+        core = engine_openvino.core()
         options = {
             "INFERENCE_PRECISION_HINT": "bf16",
             "NUM_STREAMS": streams,

@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -32,9 +32,20 @@ PATIENCE_S = 0.008
 """Less than merging two runs into one saves: one image takes 31 ms on a stream, four take 103."""
 
 
+@cache
+def core() -> openvino.Core:
+    """Give the one core of this process, which is never let go.
+
+    Each core gives the thread that makes it a stack for signals, and gives back the one before when
+    it ends. Where cores end in another order, or in another thread, that stack is gone, and the
+    next signal, such as SIGHUP or SIGTERM, kills the process.
+    """
+    return openvino.Core()
+
+
 def supported_precisions() -> list[str]:
     """Give the precisions that this CPU computes in faster than by emulation."""
-    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     names = {"FP32": "fp32", "BF16": "bf16", "FP16": "fp16"}
     return [names[capability] for capability in capabilities if capability in names]
 
@@ -73,7 +84,7 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "INFERENCE_NUM_THREADS": num_threads,
         }
-        self.provider = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
+        self.provider = core().get_property("CPU", "FULL_DEVICE_NAME")
         self.precision = precision
         self.num_runners = num_threads
         self.max_batch = max_batch or MAX_BATCH
@@ -108,12 +119,13 @@ class OpenVinoEngine:
             raise ModelError(f"{self._path} was written over; replace model files by renaming")
         # The file that was opened, also when another has taken its name.
         own = Path(f"/proc/self/fd/{self._file}")
-        core = openvino.Core()
         requests: Requests = SimpleQueue()
         try:
-            graph = core.read_model(own if own.exists() else self._path)
+            graph = core().read_model(own if own.exists() else self._path)
             part = openvino.Model([graph.output(name) for name in outputs], graph.get_parameters())
-            program = core.compile_model(part, "CPU", self._options | {"NUM_STREAMS": num_streams})
+            program = core().compile_model(
+                part, "CPU", self._options | {"NUM_STREAMS": num_streams}
+            )
             for _ in range(num_streams):
                 requests.put(program.create_infer_request())
         except RuntimeError as error:

@@ -1,5 +1,7 @@
 import ctypes
 import logging
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -314,6 +316,26 @@ def test_openvino_serves_the_same_as_onnx_runtime(client, model_path):
         np.testing.assert_allclose(vectors, expected, atol=1e-5)
         alone = post_raw(openvino, "/embed", images[7]).json()["embeddings"]
         np.testing.assert_allclose(alone[0], vectors[7], atol=1e-5)
+
+
+ENGINES_AND_A_SIGNAL = """
+import os, signal, sys
+from pathlib import Path
+from service.engine_openvino import OpenVinoEngine
+
+signal.signal(signal.SIGHUP, lambda *_: print("heard"))
+options = {"precision": "fp32", "num_threads": 2, "max_batch": 0}
+first, second = (OpenVinoEngine(Path(sys.argv[1]), **options) for _ in range(2))
+del first
+del second
+os.kill(os.getpid(), signal.SIGHUP)
+"""
+
+
+def test_engines_let_go_leave_signals_a_stack(model_path):
+    command = [sys.executable, "-c", ENGINES_AND_A_SIGNAL, str(model_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
 
 
 def test_the_engines_are_what_the_contract_calls_them():

@@ -139,7 +139,7 @@ def reload(url: str, process: subprocess.Popen[str], model: Path, times: int) ->
         with httpx.Client(base_url=url, timeout=SOON_S) as client:
             for _ in range(times):
                 _reload_once(client, process, model)
-                memory.append(footprint(process.pid)[0])
+                memory.append(_settled_mb(process.pid))
     finally:
         ends.set()
         calling.join()
@@ -157,6 +157,15 @@ def _reload_once(client: httpx.Client, process: subprocess.Popen[str], model: Pa
         assert info["reload_failed_at"] is None
         assert time.monotonic() < until
         time.sleep(0.1)
+
+
+def _settled_mb(pid: int) -> float:
+    """Give the least memory within a second: the old model may still be answering its last call."""
+    seen = []
+    for _ in range(10):
+        time.sleep(0.1)
+        seen.append(footprint(pid)[0])
+    return min(seen)
 
 
 def footprint(pid: int) -> tuple[float, int]:

@@ -1,12 +1,12 @@
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 
 from esvit.config import BACKBONES
 from esvit.weights import Weights, digest, read_weights, write_safetensors
+from service import engine_openvino
 from service.contract import INPUT, METADATA_KEY, OUTPUTS, ModelInfo
 from tests.conftest import TINY
 from trainer import export_onnx, onnx_graph
@@ -48,7 +48,7 @@ def test_file_gives_what_the_backbone_gives(model_path, checkpoint, pixels):
 
 def test_openvino_agrees(model_path, pixels):
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 2}
-    model = openvino.Core().compile_model(str(model_path), "CPU", hints)
+    model = engine_openvino.core().compile_model(str(model_path), "CPU", hints)
     results = model({INPUT: pixels})
     for output, expected in zip(OUTPUTS, run(model_path, pixels), strict=True):
         np.testing.assert_allclose(results[output], expected, atol=2e-5)
