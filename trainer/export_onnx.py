@@ -22,11 +22,12 @@ from torch import Tensor
 
 from esvit.backbones import Backbone, build
 from esvit.config import BACKBONES, backbone_config, backbone_name
-from esvit.weights import Network, digest, read_weights
+from esvit.weights import Network, digest
 from service.contract import INPUT, OUTPUTS, ModelInfo, Output, PreprocessSpec
 from service.model_file import read_model_info
 from service.parity import MIN_COSINE, least_cosines, photograph_pixels
 from trainer.evaluation.config import default_cache
+from trainer.evaluation.frozen import read_network
 from trainer.evaluation.images import preprocessing
 from trainer.onnx_graph import Pixels2Outputs, output_shapes, serialise, to_fp16, trace
 from trainer.triton import repository_files, triton_config
@@ -51,7 +52,8 @@ class ExportConfig:
     Attributes:
         out: The file to write.
         triton_repository: Folder in which to write it as a model of Triton's as well.
-        checkpoint: A published checkpoint, or weights of ours (.safetensors).
+        checkpoint: A published checkpoint, weights of ours (.safetensors), a run's folder or one
+            of its checkpoints.
         untrained: Export fresh weights instead of a checkpoint.
         which: The network of a published checkpoint.
         arch: Name of the backbone; told from the checkpoint where there is one.
@@ -151,15 +153,19 @@ def load(config: ExportConfig) -> Source:
         torch.manual_seed(config.seed)
         arch = str(config.arch)
         return Source(build(row).eval(), arch, f"{arch}-untrained", None, "Apache-2.0")
-    weights = read_weights(config.checkpoint, config.which)
+    weights = read_network(config.checkpoint, config.which)
     arch = backbone_name(weights.backbone) or weights.backbone.kind
     if config.arch is not None and arch != config.arch:
         raise ValueError(f"{config.checkpoint} holds {arch}, not {config.arch}")
-    with config.checkpoint.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    training = {**weights.about, "file": config.checkpoint.name, "file_sha256": sha256}
+    backbone = weights.build_backbone()
+    name = f"{arch}-{digest(backbone.state_dict())[:8]}"
+    training = {**weights.about}
+    if config.checkpoint.is_file():
+        with config.checkpoint.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        training |= {"file": config.checkpoint.name, "file_sha256": sha256}
     licence = str(weights.about.get("licence", "NOASSERTION"))
-    return Source(weights.build_backbone(), arch, f"{arch}-{sha256[:8]}", training, licence)
+    return Source(backbone, arch, name, training, licence)
 
 
 def make_graph(config: ExportConfig, source: Source, console: Console) -> Graph:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from tests.trainer.pictures import fill_folder
@@ -26,3 +28,26 @@ def unbroken(images, tmp_path_factory):
     with as_a_process_of_its_own():
         assert main(smoke(images, out)) == 0
     return out
+
+
+@pytest.fixture
+def checkpoint(reference):
+    """A published checkpoint, tiny."""
+    return reference / "checkpoint_tiny.pth"
+
+
+@pytest.fixture
+def run_folder(checkpoint, tmp_path):
+    """The folder of a run that has saved once, with teacher and student."""
+    from esvit.weights import read_weights  # slow to import, and few tests need it
+    from trainer.checkpoint import save_checkpoint
+    from trainer.run_state import module_tensors
+
+    tensors = {}
+    for network in ("teacher", "student"):
+        tensors |= module_tensors(network, read_weights(checkpoint, network).build_model())
+    (tmp_path / "RUN" / "checkpoints").mkdir(parents=True)
+    save_checkpoint(tmp_path / "RUN" / "checkpoints", 7, tensors, {})
+    config = {"crops": {"global_size": 64}, "licence": "Apache-2.0"}
+    (tmp_path / "RUN" / "config.json").write_text(json.dumps(config))
+    return tmp_path / "RUN"

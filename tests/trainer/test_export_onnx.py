@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,11 +13,6 @@ from service.contract import INPUT, METADATA_KEY, OUTPUTS, ModelInfo
 from tests.conftest import TINY
 from trainer import export_onnx, onnx_graph
 from trainer.export_onnx import Comparison, ExportConfig, compare, is_equal, load, preprocessing
-
-
-@pytest.fixture
-def checkpoint(reference):
-    return reference / "checkpoint_tiny.pth"
 
 
 @pytest.fixture
@@ -186,6 +183,14 @@ def test_own_weights_bring_their_provenance(tmp_path, tiny_backbone):
     source = load(ExportConfig(checkpoint=path, out=tmp_path / "x"))
     assert source.licence == "Apache-2.0"
     assert (source.training["recipe"], source.training["steps"]) == ("nano", 10)
+
+
+def test_a_run_is_exported_as_far_as_it_has_come(checkpoint, run_folder):
+    published = load(ExportConfig(checkpoint=checkpoint, out=Path("x")))
+    source = load(ExportConfig(checkpoint=run_folder, out=Path("x")))
+    assert source.name == published.name
+    assert source.training["step"] == 7
+    assert source.licence == "Apache-2.0"
 
 
 @pytest.mark.parametrize(

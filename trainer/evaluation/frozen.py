@@ -198,9 +198,10 @@ def _of_checkpoint(checkpoint: Checkpoint, network: Network) -> Weights:
     """Take a network's backbone out of what a run has saved."""
     tensors = below(network, checkpoint.tensors)
     state = {name: x for name, x in tensors.items() if not name.startswith(HEADS)}
-    backbone = recognise_backbone(state)
     about: dict[str, Any] = {"step": checkpoint.step, "file": checkpoint.path.name}  # JSON values
-    return Weights(state=state, backbone=backbone, about=about)
+    config = _config_of_run(checkpoint.path.parent.parent) or {}
+    about |= {name: config[name] for name in ("recipe", "licence") if name in config}
+    return Weights(state=state, backbone=recognise_backbone(state), about=about)
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -214,10 +215,24 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _size_of_run(path: Path) -> int | None:
     """Give the side of the global views of the run whose folder this is, of any version of ours."""
+    config = _config_of_run(path)
+    try:
+        return None if config is None else int(config["crops"]["global_size"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{path / CONFIG} does not say how large its views are: {error!r}"
+        ) from error
+
+
+def _config_of_run(path: Path) -> dict[str, Any] | None:  # JSON
+    """Read what the run of a folder was asked for; None if it is no folder of a run."""
     config = path / CONFIG
-    if not path.is_dir() or not config.is_file():
+    if not config.is_file():
         return None
     try:
-        return int(json.loads(config.read_text())["crops"]["global_size"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{config} does not say how large its views are: {error!r}") from error
+        found = json.loads(config.read_text())
+    except ValueError as error:
+        raise ValueError(f"{config} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{config} holds no settings of a run")
+    return found

@@ -1,34 +1,13 @@
-import json
-
 import pytest
 import torch
 from rich.console import Console
 
 from esvit.weights import read_weights, write_safetensors
 from service.parity import photograph_pixels
-from trainer.checkpoint import save_checkpoint
 from trainer.evaluation.config import KnnConfig, NetworkConfig
 from trainer.evaluation.frozen import open_network, open_subject
-from trainer.run_state import module_tensors
 
 OUTPUTS = ("embedding", "regions", "attention", "last_blocks")
-
-
-@pytest.fixture
-def checkpoint(reference):
-    return reference / "checkpoint_tiny.pth"
-
-
-@pytest.fixture
-def run_folder(checkpoint, tmp_path):
-    """The folder of a run that has saved once, with teacher and student."""
-    tensors = {}
-    for network in ("teacher", "student"):
-        tensors |= module_tensors(network, read_weights(checkpoint, network).build_model())
-    (tmp_path / "RUN" / "checkpoints").mkdir(parents=True)
-    save_checkpoint(tmp_path / "RUN" / "checkpoints", 7, tensors, {})
-    (tmp_path / "RUN" / "config.json").write_text(json.dumps({"crops": {"global_size": 64}}))
-    return tmp_path / "RUN"
 
 
 def photographs(frozen):
