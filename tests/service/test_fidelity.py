@@ -68,7 +68,6 @@ IN_COLOUR = {
     "progressive JPEG": lambda image: to_file(image, "JPEG", quality=98, progressive=True),
     "WebP": lambda image: to_file(image, "WEBP", quality=98),
     "CMYK": lambda image: to_file(image.convert("CMYK"), "JPEG", quality=98),
-    "palette": lambda image: to_file(image.quantize(256), "PNG"),
     "opaque alpha": lambda image: to_file(image.convert("RGBA"), "PNG"),
     "upside down": lambda image: turned(image, 3),
     "turned left": lambda image: turned(image, 6),
@@ -109,6 +108,12 @@ def png_of_16_bits(values: np.ndarray) -> bytes:
 def test_a_picture_has_the_vector_of_the_plain_file(real, picture, write):
     plain = vector(real, to_file(picture, "PNG"))
     assert vector(real, write(picture)) @ plain > SAME
+
+
+def test_a_picture_of_a_palette_has_the_vector_of_its_colours(real, picture):
+    of_few = picture.quantize(256)
+    plain = vector(real, to_file(of_few.convert("RGB"), "PNG"))
+    assert vector(real, to_file(of_few, "PNG")) @ plain > SAME
 
 
 def test_a_grey_picture_has_the_vector_of_its_three_equal_channels(real, picture):
