@@ -32,8 +32,11 @@ install: .venv/dev  ## everything, for working on the project
 serve: .venv/serve  ## the service on 127.0.0.1:8000 with the default model; needs no torch
 	$(BIN)/python -m service
 
-model: .venv/dev  ## make the default model again
-	$(BIN)/python -m trainer.export_onnx --untrained --arch swin_nano_w8 --seed 0 --out service/models/default.onnx
+model: .venv/dev  ## train the default model again, from its pictures on: a night; interrupted, it goes on
+	$(BIN)/python -m trainer.datasets drawings --out data/drawings
+	$(BIN)/python -m trainer.pretrain nano --data.path data/drawings/train --out runs/nano --licence Apache-2.0
+	$(BIN)/python -m trainer.export_onnx --checkpoint runs/nano/teacher.safetensors --image-size 128 \
+		--whiten data/drawings/train --whiten-from layout --out service/models/default.onnx
 
 PHOTOGRAPHS := service/photographs
 FIGURE := $(BIN)/python -m trainer.visualize

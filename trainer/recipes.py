@@ -138,7 +138,7 @@ def nano(data: str, out: Path) -> PretrainConfig:
         loss=LossConfig(centering="sinkhorn"),
         optim=OptimConfig(batch=64, base_lr=4e-3),
         schedule=SchedulePlan(
-            epochs=45,
+            epochs=36,
             warmup_epochs=1,
             final_weight_decay=0.1,
             momentum=0.99,

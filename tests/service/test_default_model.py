@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.hog import hog
 from service.app import create_app
 from service.images import ImageLimits, decode
 from service.model_file import read_model_info
 from service.settings import Settings
-from tests.service.hog import hog
 from tests.service.server import serve
 
 SAMPLE = Path(__file__).parents[1] / "reference" / "emoji" / "sample.zip"
