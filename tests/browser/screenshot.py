@@ -24,6 +24,7 @@ def main(out: str) -> None:
         page = browser.new_page(viewport={"width": 1200, "height": 800})
         playground = Playground(page, service).open()
         playground.point("a", playground.count // 3, click=True)
+        page.locator("#code:not(:empty)").wait_for()
         data = page.screenshot()
         browser.close()
     picture = Image.open(io.BytesIO(data)).convert("RGB")
