@@ -49,10 +49,17 @@ class Keys(NamedTuple):
         detached = Prototypes(*(part.detach().float() for part in prototypes))
         return cls(detached, detached.scales, bias)
 
-    def write(self, span: slice, out: Tensor) -> Tensor:
-        """Write effective prototypes into the first rows of memory (W, D) of any dtype."""
-        effective = self.prototypes.directions[span] * self.scales[span]
-        return out[: len(effective)].copy_(effective)
+    def write(self, span: slice, float32: Tensor, out: Tensor) -> Tensor:
+        """Write effective prototypes into the first rows of memory.
+
+        Args:
+            span: Which prototypes.
+            float32: (W, D) float32, where they are made; may be the same memory as `out`.
+            out: (W, D) of any dtype.
+        """
+        scales = self.scales[span]
+        made = torch.mul(self.prototypes.directions[span], scales, out=float32[: len(scales)])
+        return out[: len(made)].copy_(made)  # nothing moves where they are the same memory
 
 
 class Rows(NamedTuple):
@@ -179,7 +186,7 @@ class Sweep:
         maximum = torch.full_like(total, -torch.inf)
         mean = total.new_zeros(len(total), self._gradient.shape[1])
         for block in blocks:
-            values = self._values.write(block.span, self._value_block)
+            values = self._write(self._values, block.span, self._value_block)
             self._compare(chunk, block, values)
             block_total = _exponentiate(block)
             new_maximum = torch.maximum(maximum, block.maximum)
@@ -194,12 +201,16 @@ class Sweep:
         sizes = [len(rows.queries) for rows in chunk]
         for rows, exps in zip(chunk, torch.split(block.exps, sizes), strict=True):
             is_value = rows.keys is self._values
-            keys = values if is_value else rows.keys.write(block.span, self._key_block)
+            keys = values if is_value else self._write(rows.keys, block.span, self._key_block)
             torch.mm(rows.queries, keys.T, out=exps)
         block.logits.copy_(block.exps)  # nothing moves where they are the same memory
         for rows, logits in zip(chunk, torch.split(block.logits, sizes), strict=True):
             if rows.keys.bias is not None:
                 logits.add_(rows.keys.bias[block.span])
+
+    def _write(self, keys: Keys, span: slice, out: Tensor) -> Tensor:
+        """Write effective prototypes into memory of the products' dtype."""
+        return keys.write(span, out if self._is_float32 else self._product32, out)
 
     def _add_gradient(
         self, blocks: Sequence[_Block], logsumexp: Tensor, cotangents: Tensor, *, is_first: bool

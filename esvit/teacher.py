@@ -29,5 +29,4 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     """
     averages: list[Tensor] = list(teacher.parameters())
     news: list[Tensor] = list(student.parameters())
-    torch._foreach_mul_(averages, momentum)
-    torch._foreach_add_(averages, news, alpha=1 - momentum)
+    torch._foreach_lerp_(averages, news, 1 - momentum)

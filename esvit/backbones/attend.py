@@ -4,7 +4,8 @@ Shape letters: B batch, or whatever stands before the heads, N biases, S queries
 of a head.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,24 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale
         return _attend_fused(query, key, value, bias, scale)
     # torch leaves `apply` untyped.
     attended: Tensor = _AttendWithBias.apply(query, key, value, bias, scale)  # type: ignore[no-untyped-call]
+    return attended
+
+
+def attend_self(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Attend among the tokens of each row.
+
+    Args:
+        qkv: (B, T, 3, heads, D), queries, keys and values.
+        bias: (N, heads, T, T) as `attend` takes it, or None for none.
+        scale: Of the scores.
+
+    Returns:
+        (B, heads, T, D).
+    """
+    if bias is None or torch.compiler.is_compiling() or not _is_learned(bias):
+        return attend(*_apart(qkv), bias, scale)
+    # torch leaves `apply` untyped.
+    attended: Tensor = _AttendSelfWithBias.apply(qkv, bias, scale)  # type: ignore[no-untyped-call]
     return attended
 
 
@@ -87,24 +106,77 @@ class _AttendWithBias(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # as above
         """Give the four gradients."""
-        query, key, value, bias = ctx.saved_tensors
-        grads = [torch.empty_like(x) for x in (query, key, value)]
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32)
-        bias = bias.to(query.dtype).float()  # as the forward pass rounded it
-        rows = max(1, CHUNK_BYTES // (4 * bias.numel())) * len(bias)
-        tensors = (torch.split(x, rows) for x in (grad, query, key, value, *grads))
-        for grad_part, q, k, v, *grad_parts in zip(*tensors, strict=True):
-            *parts, part_of_bias = _gradients(grad_part, (q, k, v), bias, ctx.scale)
-            for whole, part in zip(grad_parts, parts, strict=True):
-                whole.copy_(part)
-            grad_bias += part_of_bias
-        return *grads, grad_bias, None
+        *inputs, bias = ctx.saved_tensors
+        grads = [torch.empty_like(x) for x in inputs]
+        return *grads, _fill_gradients(grads, grad, inputs, bias, ctx.scale), None
+
+
+class _AttendSelfWithBias(torch.autograd.Function):
+    """The same among tokens whose queries, keys and values come from a common product.
+
+    Their gradients are written where the product's is wanted, and not put together afterwards.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor, scale: float) -> Tensor:  # as above
+        """Attend."""
+        ctx.save_for_backward(qkv, bias)
+        ctx.scale = scale
+        return _attend_fused(*_apart(qkv), bias, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # as above
+        """Give the two gradients."""
+        qkv, bias = ctx.saved_tensors
+        grad_qkv = torch.empty_like(qkv)
+        grad_bias = _fill_gradients(_apart(grad_qkv), grad, _apart(qkv), bias, ctx.scale)
+        return grad_qkv, grad_bias, None
+
+
+def _apart(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """View a common product (B, T, 3, heads, D) as query, key and value (B, heads, T, D)."""
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key, value
+
+
+def _fill_gradients(
+    grads: Sequence[Tensor], grad: Tensor, inputs: Sequence[Tensor], bias: Tensor, scale: float
+) -> Tensor:
+    """Write the gradients of query, key and value; gives the bias's."""
+    grad_bias = torch.zeros_like(bias, dtype=torch.float32)
+    bias = bias.to(grad.dtype).float()  # as the forward pass rounded it
+    rows = max(1, CHUNK_BYTES // (4 * bias.numel())) * len(bias)
+    tensors = (torch.split(x, rows) for x in (grad, *inputs, *grads))
+    for grad_part, query, key, value, *parts in zip(*tensors, strict=True):
+        made = _gradients(grad_part, (query, key, value), bias, scale)
+        torch.mul(made.query, scale, out=parts[0])
+        torch.mul(made.key, scale, out=parts[1])
+        parts[2].copy_(made.value)
+        grad_bias += made.bias
+    return grad_bias
+
+
+class _Gradients(NamedTuple):
+    """Gradients of some rows.
+
+    Attributes:
+        query: Without the scale of the scores.
+        key: Without it, too.
+        value: Complete.
+        bias: The sum over these rows, float32.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    bias: Tensor
 
 
 def _gradients(
     grad: Tensor, inputs: tuple[Tensor, Tensor, Tensor], bias: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Make the weights of some rows again, and give the gradients of query, key, value and bias."""
+) -> _Gradients:
+    """Make the weights of some rows again, and the gradients from them."""
     shape, dtype = grad.shape, grad.dtype
     grad, query, key, value = (x.reshape(-1, *x.shape[2:]) for x in (grad, *inputs))
     scores = torch.bmm(query, key.mT).float().view(-1, *bias.shape)  # (B / N, N, heads, S, T)
@@ -113,10 +185,10 @@ def _gradients(
     # What torch's own softmax does going back.
     grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, torch.float32)
     weights = weights.to(dtype).view(-1, *bias.shape[2:])
-    scaled = (grad_scores * scale).to(dtype).view_as(weights)
-    return (
-        torch.bmm(scaled, key).view(shape),
-        torch.bmm(scaled.mT, query).view(inputs[1].shape),
+    rounded = grad_scores.to(dtype).view_as(weights)
+    return _Gradients(
+        torch.bmm(rounded, key).view(shape),
+        torch.bmm(rounded.mT, query).view(inputs[1].shape),
         torch.bmm(weights.mT, grad).view(inputs[2].shape),
         grad_scores.sum(0),
     )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esvit.backbones.attend import attend
+from esvit.backbones.attend import attend_self
 from esvit.backbones.linear import linear, linear_gelu
 from esvit.backbones.remake import run_twice
 
@@ -38,8 +38,7 @@ class Attention(nn.Module):
             return self.with_weights(x, bias)[0]
         num, T, C = x.shape
         qkv = linear(self.qkv, x).view(num, T, 3, self.num_heads, C // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return self._join(attend(query, key, value, bias, query.shape[-1] ** -0.5))
+        return self._join(attend_self(qkv, bias, qkv.shape[-1] ** -0.5))
 
     def with_weights(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Attend as `forward` does and give the weights (B * N, heads, T, T) as well."""

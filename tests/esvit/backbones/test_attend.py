@@ -1,8 +1,10 @@
+from functools import partial
+
 import pytest
 import torch
 
 from esvit.backbones import attend as module
-from esvit.backbones.attend import attend, attend_with_weights
+from esvit.backbones.attend import attend, attend_self, attend_with_weights
 
 
 def inputs(rows, biases, heads=2, queries=5, keys=6, dim=4):
@@ -28,16 +30,21 @@ def test_gradients_equal_autograds_of_the_written_out_form(monkeypatch, rows, bi
     torch.testing.assert_close(fused, written)
 
 
-def test_views_of_a_common_product_get_their_gradients():
+@pytest.mark.parametrize("chunk_bytes", [1, 4 * 2**20])
+def test_a_common_product_and_views_of_it_get_the_gradients_of_the_written_out_form(
+    monkeypatch, chunk_bytes
+):
+    monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
     *_, bias = inputs(4, 2, queries=5, keys=5)
     common = torch.randn(4, 5, 3, 2, 4, requires_grad=True)
 
     def gradient(function):
-        parts = common.permute(2, 0, 3, 1, 4).unbind(0)
-        return torch.autograd.grad(function(*parts, bias, 0.3).square().sum(), common)
+        return torch.autograd.grad(function(bias, 0.3).square().sum(), (common, bias))
 
-    written = gradient(lambda *given: attend_with_weights(*given)[0])
-    torch.testing.assert_close(gradient(attend), written)
+    parts = common.permute(2, 0, 3, 1, 4).unbind(0)
+    written = gradient(lambda *given: attend_with_weights(*parts, *given)[0])
+    torch.testing.assert_close(gradient(partial(attend, *parts)), written)
+    torch.testing.assert_close(gradient(partial(attend_self, common)), written)
 
 
 def test_bfloat16_is_as_near_to_float32_as_the_written_out_form():
