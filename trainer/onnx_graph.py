@@ -27,7 +27,7 @@ MAX_BYTES = 2**31 - 1
 """What one protobuf message can hold."""
 
 # Sums over many values, whose squares or whose count overflow or round away in half precision.
-_FLOAT32_OPS = ["LayerNormalization", "Softmax", "ReduceMean"]
+_FLOAT32_OPS = ["LayerNormalization", "Softmax", "ReduceMean", "ReduceL2"]
 
 
 class Pixels2Outputs(nn.Module):
@@ -49,12 +49,16 @@ class Pixels2Outputs(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(spec.mean)[:, None, None])
         self.register_buffer("std", 255 * torch.tensor(spec.std)[:, None, None])
 
-    def forward(self, pixels: Tensor) -> AllOutputs:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Map (B, H, W, 3) uint8 to the outputs of the model-file contract, in its order."""
+        outputs = self.all_outputs(pixels)
+        embedding = outputs.pooled if self.embed is None else self.embed(outputs)
+        return embedding, outputs.regions, outputs.attention, outputs.last_blocks
+
+    def all_outputs(self, pixels: Tensor) -> AllOutputs:
+        """Give all that the backbone says of (B, H, W, 3) uint8."""
         images = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        num_last = min(NUM_LAST_BLOCKS, self.backbone.num_blocks)
-        outputs = self.backbone.all_outputs(images, num_last)
-        return outputs if self.embed is None else outputs._replace(pooled=self.embed(outputs))
+        return self.backbone.all_outputs(images, min(NUM_LAST_BLOCKS, self.backbone.num_blocks))
 
 
 def trace(graph: Pixels2Outputs) -> onnx.ModelProto:

@@ -5,13 +5,15 @@ directions in which they differ most hide the others from a cosine. Whitening ta
 away and gives every principal direction the same weight. It is learnt from images alone.
 
 It begins either at the pooled feature, which does not know where things are, or at the layout: the
-region map in 4 x 4 parts, of which the principal components keep what tells images apart. The
-latter is made for pictures of one thing in the middle, such as icons, logos and products.
+maps of all stages, from lines to things (hypercolumns, Hariharan et al. 2015), each in 4 x 4 parts,
+of which the principal components keep what tells images apart. The latter is made for pictures of
+one thing in the middle, such as icons, logos and products.
 
-Shapes: B and N images, L regions, C features, P parts, F numbers that whitening begins with, D
-numbers of an embedding.
+Shapes: B and N images, H W height and width of a stage's map, C its channels, P its parts, F
+numbers that whitening begins with, D numbers of an embedding.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -35,10 +37,10 @@ SMALLEST_SPREAD = 0.01
 """Of a direction, as a share of the largest one's: what is less is noise, and is not blown up."""
 
 LAYOUT_SIDE = 4
-"""Parts of a layout along each side, where the region map has as many."""
+"""Parts of a layout along each side, where a map has as many."""
 
-MOST_IMAGES = 20_000
-"""To learn from, drawn by a fixed seed where there are more: a layout of theirs takes 1 GiB."""
+MOST_IMAGES = 12_000
+"""To learn from, drawn by a fixed seed where there are more: Swin-T's layout of them is 1.1 GB."""
 
 BATCH = 32
 
@@ -118,11 +120,12 @@ def learn_whitening(
         OSError: if the cache cannot be written.
     """
     chosen = choose(open_images(images), MOST_IMAGES, seed=0)
-    beginning = _beginning(graph, begin)
+    outline = _outline(graph)
+    beginning = _beginning(outline, begin)
 
     @torch.inference_mode()
     def compute(squares: Squares) -> Tensor:
-        found: Tensor = beginning(graph(squares.pixels.permute(0, 2, 3, 1)))
+        found: Tensor = beginning(graph.all_outputs(squares.pixels.permute(0, 2, 3, 1)))
         return found
 
     how = Extraction(
@@ -130,7 +133,7 @@ def learn_whitening(
         key={
             "weights": digest(graph.backbone.state_dict()),
             "preprocess": asdict(graph.spec),
-            "begin": begin,
+            "begin": str(beginning),
             "torch": torch.__version__,
         },
         batch=BATCH,
@@ -140,7 +143,8 @@ def learn_whitening(
     )
     dataset = SquareDataset(chosen.source, chosen.indices, graph.spec)
     rows = extract(dataset, chosen.source, chosen.indices, how, name=images)
-    return Whitened(beginning, begin, fit_whitening(rows.all(), _length(graph)), len(rows)).eval()
+    whitening = fit_whitening(rows.all(), outline.pooled.shape[1])
+    return Whitened(beginning, begin, whitening, len(rows)).eval()
 
 
 class Pooled(nn.Module):
@@ -152,37 +156,45 @@ class Pooled(nn.Module):
 
 
 class Layout(nn.Module):
-    """Gives (B, P * C), the means of the region map's parts."""
+    """Gives (B, F), of each stage's map the means of its parts.
 
-    means: Tensor
+    Positions count as unit vectors: stages differ in the size of their numbers, not in what they
+    have to say.
+    """
 
-    def __init__(self, rows: int, columns: int) -> None:
-        """Take the size of the region map."""
+    def __init__(self, sides: Sequence[tuple[int, int]]) -> None:
+        """Take height and width of each stage's map."""
         super().__init__()
-        self.grid = (rows, columns)
-        self.parts = (min(rows, LAYOUT_SIDE), min(columns, LAYOUT_SIDE))
-        unit = torch.eye(rows * columns).view(rows * columns, 1, rows, columns)
-        means = F.adaptive_avg_pool2d(unit, self.parts).flatten(1).T  # (P, L)
-        self.register_buffer("means", means, persistent=False)
+        self.sides = tuple(sides)
+        for stage, (height, width) in enumerate(sides):
+            parts = min(height, LAYOUT_SIDE), min(width, LAYOUT_SIDE)
+            unit = torch.eye(height * width).view(-1, 1, height, width)
+            means = F.adaptive_avg_pool2d(unit, parts).flatten(1).T  # (P, H * W)
+            self.register_buffer(f"means{stage}", means, persistent=False)
 
     def forward(self, outputs: AllOutputs) -> Tensor:
-        """Average the regions of each part."""
-        return (self.means @ outputs.regions).flatten(1)
+        """Average the positions of each part."""
+        maps = (F.normalize(x, dim=1).flatten(2).mT for x in outputs.pyramid)  # (B, H * W, C)
+        parts = (self.get_buffer(f"means{stage}") @ x for stage, x in enumerate(maps))
+        return torch.cat([x.flatten(1) for x in parts], dim=1)
+
+    def extra_repr(self) -> str:
+        """Say what its numbers depend on."""
+        return f"{self.sides} in {LAYOUT_SIDE} x {LAYOUT_SIDE} parts of unit vectors"
 
 
-def _beginning(graph: Pixels2Outputs, begin: Begin) -> nn.Module:
+def _beginning(outline: AllOutputs, begin: Begin) -> nn.Module:
     """Make what gives the numbers (B, F) that whitening begins with."""
     if begin == "pooled":
         return Pooled()
-    return Layout(*graph.backbone.grid(graph.spec.crop, graph.spec.crop))
+    return Layout([(x.shape[2], x.shape[3]) for x in outline.pyramid])
 
 
 @torch.inference_mode()
-def _length(graph: Pixels2Outputs) -> int:
-    """Give C, which whitened embeddings keep."""
+def _outline(graph: Pixels2Outputs) -> AllOutputs:
+    """Give the outputs of one black picture, for their shapes."""
     side = graph.spec.crop
-    outputs: AllOutputs = graph(torch.zeros(1, side, side, 3, dtype=torch.uint8))
-    return outputs.pooled.shape[1]
+    return graph.all_outputs(torch.zeros(1, side, side, 3, dtype=torch.uint8))
 
 
 def _principal(centred: Tensor, count: int) -> tuple[Tensor, Tensor]:

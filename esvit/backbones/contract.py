@@ -49,12 +49,14 @@ class AllOutputs(NamedTuple):
         regions: (B, L, C) as in `Features`.
         attention: (B, heads, L, L) weights of the last block between regions.
         last_blocks: (B, D) pooled outputs of the last blocks, the oldest first.
+        pyramid: A map (B, C, H, W) of each stage, finest first.
     """
 
     pooled: Tensor
     regions: Tensor
     attention: Tensor
     last_blocks: Tensor
+    pyramid: tuple[Tensor, ...]
 
 
 class Backbone(nn.Module, ABC):
@@ -117,7 +119,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def all_outputs(self, images: Tensor, n: int) -> AllOutputs:
-        """Give all of `forward`, `attention` and `last_blocks` from a single pass."""
+        """Give all of `forward`, `attention`, `last_blocks`, `pyramid` from a single pass."""
 
     def run_block(self, block: nn.Module, x: Tensor, *size: int) -> Tensor:
         """Run a block; if `recompute` is set, keep of it only its input for the backward pass.

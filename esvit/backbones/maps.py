@@ -82,16 +82,16 @@ class MapBackbone(Backbone):
     def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
         """Give each stage's map (B, C, H, W), finest first, as its blocks leave it."""
         maps, x = self._up_to_last_block(images, keep=self.num_blocks)
-        maps.append(self._run(self._last_block, x))
-        ends = accumulate(len(stage.blocks) for stage in self.stages)
-        return tuple(maps[end - 1].permute(0, 3, 1, 2) for end in ends)
+        return self._of_stages([*maps, self._run(self._last_block, x)])
 
     def all_outputs(self, images: Tensor, n: int) -> AllOutputs:
-        """Give all of `forward`, `attention` and `last_blocks` from a single pass."""
-        maps, x = self._up_to_last_block(images, keep=self.checked_count(n) - 1)
+        """Give all of `forward`, `attention`, `last_blocks`, `pyramid` from a single pass."""
+        count = self.checked_count(n)
+        maps, x = self._up_to_last_block(images, keep=self.num_blocks)
         x, attention = self._last_block.with_attention(x)
-        pooled, regions = self._features(x)
-        return AllOutputs(pooled, regions, attention, self._pooled([*maps, x]))
+        maps.append(x)
+        last_blocks = self._pooled(maps[-count:])
+        return AllOutputs(*self._features(x), attention, last_blocks, self._of_stages(maps))
 
     @property
     def _last_block(self) -> MapBlock:
@@ -118,6 +118,11 @@ class MapBackbone(Backbone):
         """Normalise the last map (B, H, W, C) and lay it out as features."""
         regions = self.norm(x).flatten(1, 2)
         return Features(regions.mean(1), regions)
+
+    def _of_stages(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
+        """Choose of all blocks' maps (B, H, W, C) the last of each stage: (B, C, H, W)."""
+        ends = accumulate(len(stage.blocks) for stage in self.stages)
+        return tuple(maps[end - 1].permute(0, 3, 1, 2) for end in ends)
 
     def _pooled(self, maps: list[Tensor]) -> Tensor:
         """Average maps over their positions, those of the last stage normalised: (B, D)."""

@@ -118,10 +118,13 @@ class ResNet(Backbone):
         return tuple(dict(self._maps(images)).values())
 
     def all_outputs(self, images: Tensor, n: int) -> AllOutputs:
-        """Give all of `forward`, `attention` and `last_blocks` from a single pass."""
-        kept = deque(self._maps(images), maxlen=self.checked_count(n))
-        pooled, regions = _features(kept[-1][1])
-        return AllOutputs(pooled, regions, self.attention(images), _pooled([x for _, x in kept]))
+        """Give all of `forward`, `attention`, `last_blocks`, `pyramid` from a single pass."""
+        count = self.checked_count(n)
+        kept = list(self._maps(images))
+        last_blocks = _pooled([x for _, x in kept[-count:]])
+        pyramid = tuple(dict(kept).values())
+        features = _features(kept[-1][1])
+        return AllOutputs(*features, self.attention(images), last_blocks, pyramid)
 
     def _maps(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Give the map (B, C, H, W) after each bottleneck, with its stage's name."""

@@ -84,19 +84,18 @@ class ViL(Backbone):
     def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
         """Give each stage's map (B, C, H, W), finest first, before the final norm."""
         outputs, tokens = self._up_to_last_block(images, keep=self.num_blocks)
-        outputs.append(self._run(self._last_block, tokens))
-        last_of_stage = (end - 1 for end in accumulate(self.config.depths))
-        maps = zip(last_of_stage, self.config.num_class_tokens, strict=True)
-        return tuple(outputs[number].as_map(num_class_tokens) for number, num_class_tokens in maps)
+        return self._of_stages([*outputs, self._run(self._last_block, tokens)])
 
     def all_outputs(self, images: Tensor, n: int) -> AllOutputs:
-        """Give all of `forward`, `attention` and `last_blocks` from a single pass."""
-        outputs, tokens = self._up_to_last_block(images, keep=self.checked_count(n) - 1)
+        """Give all of `forward`, `attention`, `last_blocks`, `pyramid` from a single pass."""
+        count = self.checked_count(n)
+        outputs, tokens = self._up_to_last_block(images, keep=self.num_blocks)
         attend, mlp = self._last_block
         x, attention = attend.with_attention(*tokens)
         tokens = tokens._replace(x=mlp(x))
-        pooled, regions = self._features(tokens)
-        return AllOutputs(pooled, regions, attention, self._pooled([*outputs, tokens]))
+        outputs.append(tokens)
+        last_blocks = self._pooled(outputs[-count:])
+        return AllOutputs(*self._features(tokens), attention, last_blocks, self._of_stages(outputs))
 
     @property
     def _stages(self) -> list[Stage]:
@@ -125,6 +124,12 @@ class ViL(Backbone):
             tokens = self._run(block, tokens)
             outputs.append(tokens)
         return list(outputs), tokens
+
+    def _of_stages(self, outputs: list[Tokens]) -> tuple[Tensor, ...]:
+        """Choose of all blocks' outputs the last of each stage, as maps (B, C, H, W)."""
+        last_of_stage = (end - 1 for end in accumulate(self.config.depths))
+        maps = zip(last_of_stage, self.config.num_class_tokens, strict=True)
+        return tuple(outputs[number].as_map(num_class_tokens) for number, num_class_tokens in maps)
 
     def _run(self, block: tuple[AttentionLayer, MLPLayer], tokens: Tokens) -> Tokens:
         """Run attention and MLP of a block."""

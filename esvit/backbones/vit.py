@@ -195,19 +195,17 @@ class ViT(Backbone):
         """
         kept = self._up_to_last_block(images, keep=self.num_blocks)[1:]
         kept.append(self.run_block(self._last_block, kept[-1]))
-        count = min(4, self.num_blocks)
-        ends = [self.num_blocks * (quarter + 1) // count - 1 for quarter in range(count)]
-        grid = self.grid(*images.shape[2:])
-        maps = (kept[end][:, 1:].transpose(1, 2) for end in ends)
-        return tuple(x.reshape(*x.shape[:2], *grid) for x in maps)
+        return self._quarters(kept, *self.grid(*images.shape[2:]))
 
     def all_outputs(self, images: Tensor, n: int) -> AllOutputs:
-        """Give all of `forward`, `attention` and `last_blocks` from a single pass."""
-        kept = self._up_to_last_block(images, keep=self.checked_count(n))
+        """Give all of `forward`, `attention`, `last_blocks`, `pyramid` from a single pass."""
+        count = self.checked_count(n)
+        kept = self._up_to_last_block(images, keep=self.num_blocks)
         x, attention = self._last_block.with_attention(kept[-1])
-        pooled, regions = self._features(x)
-        last_blocks = self._class_tokens([*kept[1:], x])
-        return AllOutputs(pooled, regions, attention[:, :, 1:, 1:], last_blocks)
+        outputs = [*kept[1:], x]
+        last_blocks = self._class_tokens(outputs[-count:])
+        pyramid = self._quarters(outputs, *self.grid(*images.shape[2:]))
+        return AllOutputs(*self._features(x), attention[:, :, 1:, 1:], last_blocks, pyramid)
 
     @property
     def _last_block(self) -> ViTBlock:
@@ -241,6 +239,13 @@ class ViT(Backbone):
         squares = table.reshape(1, side, side, -1).permute(0, 3, 1, 2)
         resized = F.interpolate(squares, (H, W), mode="bicubic", align_corners=False)
         return of_class, resized.flatten(2).transpose(1, 2)
+
+    def _quarters(self, outputs: list[Tensor], rows: int, columns: int) -> tuple[Tensor, ...]:
+        """Lay out as maps what is left of all blocks' tokens (B, T, C) after each quarter."""
+        count = min(4, self.num_blocks)
+        ends = [self.num_blocks * (quarter + 1) // count - 1 for quarter in range(count)]
+        maps = (outputs[end][:, 1:].transpose(1, 2) for end in ends)
+        return tuple(x.reshape(*x.shape[:2], rows, columns) for x in maps)
 
     def _features(self, x: Tensor) -> Features:
         """Normalise the last tokens and lay them out as features."""

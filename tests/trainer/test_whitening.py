@@ -133,12 +133,12 @@ def test_missing_and_too_few_images_end_in_one_line(tmp_path, images, capsys):
         assert not out.exists()
 
 
-def test_a_layout_is_the_means_of_the_map_in_four_by_four_parts():
-    regions = torch.arange(7.0 * 7 * 2).view(1, 49, 2)
+def test_a_layout_is_the_means_of_all_maps_in_four_by_four_parts():
+    torch.manual_seed(0)
+    fine, coarse = torch.randn(1, 2, 7, 7), torch.randn(1, 3, 2, 3)
     empty = torch.empty(0)
-    found = Layout(7, 7)(AllOutputs(empty, regions, empty, empty))
-    expected = F.adaptive_avg_pool2d(regions.view(1, 7, 7, 2).permute(0, 3, 1, 2), (4, 4))
-    torch.testing.assert_close(found, expected.permute(0, 2, 3, 1).reshape(1, 32))
-    small = torch.randn(1, 6, 3)
-    same = Layout(2, 3)(AllOutputs(empty, small, empty, empty))
-    torch.testing.assert_close(same, small.flatten(1))
+    found = Layout([(7, 7), (2, 3)])(AllOutputs(empty, empty, empty, empty, (fine, 9 * coarse)))
+    parts = F.adaptive_avg_pool2d(F.normalize(fine, dim=1), (4, 4))
+    torch.testing.assert_close(found[:, :32], parts.permute(0, 2, 3, 1).reshape(1, 32))
+    same = F.normalize(coarse, dim=1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(found[:, 32:], same.reshape(1, 18))

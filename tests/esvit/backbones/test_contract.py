@@ -32,7 +32,7 @@ def test_every_kind_is_tested():
 def test_shapes_are_those_promised(kind, H, W):
     backbone = tiny(kind)
     images = torch.randn(2, 3, H, W)
-    pooled, regions, attention, last_blocks = backbone.all_outputs(images, 3)
+    pooled, regions, attention, last_blocks, maps = backbone.all_outputs(images, 3)
     rows, columns = backbone.grid(H, W)
     L = rows * columns
     assert pooled.shape == (2, backbone.dim)
@@ -41,7 +41,6 @@ def test_shapes_are_those_promised(kind, H, W):
     assert last_blocks.shape[0] == 2
     assert all(x.isfinite().all() for x in (pooled, regions, attention, last_blocks))
     assert (attention.sum(-1) <= 1 + 1e-5).all()
-    maps = backbone.pyramid(images)
     assert maps[-1].shape == (2, backbone.dim, rows, columns)
     assert all(a.shape[2] >= b.shape[2] for a, b in pairwise(maps))
 
@@ -52,12 +51,13 @@ def test_all_outputs_equal_the_single_ones(kind):
     backbone = tiny(kind)
     images = torch.randn(2, 3, 70, 110)
     for n in (1, backbone.num_blocks):
-        pooled, regions, attention, last_blocks = backbone.all_outputs(images, n)
+        pooled, regions, attention, last_blocks, maps = backbone.all_outputs(images, n)
         expected = backbone(images)
         torch.testing.assert_close(pooled, expected.pooled)
         torch.testing.assert_close(regions, expected.regions)
         torch.testing.assert_close(attention, backbone.attention(images))
         torch.testing.assert_close(last_blocks, backbone.last_blocks(images, n))
+        torch.testing.assert_close(maps, backbone.pyramid(images))
 
 
 @every_kind

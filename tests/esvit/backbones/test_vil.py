@@ -253,12 +253,13 @@ def test_full_attention_equals_the_written_out_sum():
 def test_all_outputs_equal_the_single_ones(backbone):
     images = torch.randn(2, 3, 70, 110)
     n = backbone.num_blocks
-    pooled, regions, attention, last_blocks = backbone.all_outputs(images, n)
+    pooled, regions, attention, last_blocks, maps = backbone.all_outputs(images, n)
     expected = backbone(images)
     torch.testing.assert_close(pooled, expected.pooled)
     torch.testing.assert_close(regions, expected.regions)
     torch.testing.assert_close(attention, backbone.attention(images))
     torch.testing.assert_close(last_blocks, backbone.last_blocks(images, n))
+    torch.testing.assert_close(maps, backbone.pyramid(images))
 
 
 def test_attention_leaves_class_tokens_out():
