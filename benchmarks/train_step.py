@@ -4,11 +4,11 @@
 
 A step is 2 views of 224 px and 8 of 96 px, both tasks with K = 65536 prototypes: teacher, student,
 losses, backward, clipping, AdamW, the teacher's average and the centers. `ours` is the whole of
-`trainer.step.train_step`, with memory as `trainer.pretrain` holds it. `published` is what the
-published code does with the same networks and views: all logits are made, the losses and attention
-are written out, and clipping, AdamW and the average go tensor by tensor. Its windows are cut by
-our code, which is a little faster. Every case has a process of its own; its peak memory is that of
-the whole process.
+`trainer.step.train_step`, with memory as `trainer.pretrain` holds it, `recompute` the same with
+`--compute.recompute`. `published` is what the published code does with the same networks and
+views: all logits are made, the losses and attention are written out, and clipping, AdamW and the
+average go tensor by tensor. Its windows are cut by our code, which is a little faster. Every case
+has a process of its own; its peak memory is that of the whole process.
 """
 
 import argparse
@@ -40,6 +40,8 @@ from trainer.step import StepConfig, TrainState, train_step
 
 SIDES = (224, 224) + 8 * (96,)
 
+OURS = ("ours", "recompute")
+
 WARM_UP = 3
 """Steps that do not count: the first of a run still ask for memory."""
 
@@ -55,7 +57,8 @@ def make_state(form: str) -> TrainState:
     student, teacher = networks
     start_teacher(teacher, student)
     teacher.eval()
-    if form == "ours":
+    if form in OURS:
+        student.backbone.recompute = form == "recompute"
         return TrainState(
             student=student,
             teacher=teacher,
@@ -118,7 +121,7 @@ def peak_mb() -> float:
 
 def measure(form: str, precision: str, batch: int, repetitions: int) -> None:
     """Measure one case in this process and print it as JSON."""
-    if form == "ours":
+    if form in OURS:
         keep_freed_memory()
         ask_for_huge_pages()
         step = our_step
@@ -148,7 +151,7 @@ def compare(batch: int, repetitions: int) -> None:
     """Run all cases in turn and print a line for each, beside the published form in fp32."""
     print("form       precision   s/step (fastest)   images/s   times    peak MB   share")
     first: dict[str, float] = {}
-    for form in ("published", "ours"):
+    for form in ("published", *OURS):
         for precision in ("fp32", "bf16"):
             case = run_case(form, precision, str(batch), str(repetitions))
             median, peak = statistics.median(case["seconds"]), case["peak_mb"]
