@@ -1,10 +1,13 @@
 """The page as its user sees it: points, reads, drops."""
 
 import base64
+import io
+from pathlib import Path
 from typing import Literal
 
 import httpx
 import numpy as np
+from PIL import Image
 from playwright.sync_api import Locator, Page
 
 Side = Literal["a", "b"]
@@ -113,3 +116,9 @@ class Playground:
         self.choose("Language", language)
         self.page.wait_for_selector("#code:not([aria-busy])")
         return self.page.locator("#code").inner_text()
+
+
+def size_of(file: bytes | Path) -> tuple[int, int]:
+    """Read width and height of a picture."""
+    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        return image.size
