@@ -61,8 +61,8 @@ class ExportConfig:
         image_size: Side in pixels of the square that the model sees.
         whiten: Images like those that will be embedded: embeddings are whitened by their principal
             components.
-        whiten_from: What whitening begins with: the pooled feature, or the layout of the regions,
-            which suits pictures of one thing in the middle.
+        whiten_from: What whitening begins with: the pooled feature, or the layout of all stages'
+            maps, which suits pictures of one thing in the middle.
         cache: Folder where features of those images are kept for the next time.
         precision: Precision of weights and products; inputs and outputs keep their types.
     """
