@@ -32,7 +32,7 @@ install: .venv/dev  ## everything, for working on the project
 serve: .venv/serve  ## the service on 127.0.0.1:8000 with the default model; needs no torch
 	$(BIN)/python -m service
 
-model: .venv/dev  ## train the default model again, from its pictures on: a night; interrupted, it goes on
+model: .venv/dev  ## train the default model again, from its pictures on: an hour and a half; interrupted, it goes on
 	$(BIN)/python -m trainer.datasets drawings --out data/drawings
 	$(BIN)/python -m trainer.pretrain nano --data.path data/drawings/train --out runs/nano --licence Apache-2.0
 	$(BIN)/python -m trainer.export_onnx --checkpoint runs/nano/teacher.safetensors --image-size 128 \
