@@ -54,8 +54,8 @@ class Keys(NamedTuple):
 
         Args:
             span: Which prototypes.
-            float32: (W, D) float32, where they are made; may be the same memory as `out`.
-            out: (W, D) of any dtype.
+            float32: (W, D) or more rows, where they are made; may be the same memory as `out`.
+            out: (W, D) or more rows of any dtype.
         """
         scales = self.scales[span]
         made = torch.mul(self.prototypes.directions[span], scales, out=float32[: len(scales)])

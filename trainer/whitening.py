@@ -36,11 +36,17 @@ Begin = Literal["pooled", "layout"]
 SMALLEST_SPREAD = 0.01
 """Of a direction, as a share of the largest one's: what is less is noise, and is not blown up."""
 
+IMAGES_PER_DIRECTION = 4
+"""That are needed at least, to tell how much embeddings vary along it."""
+
 LAYOUT_SIDE = 4
 """Parts of a layout along each side, where a map has as many."""
 
 MOST_IMAGES = 12_000
-"""To learn from, drawn by a fixed seed where there are more: Swin-T's layout of them is 1.1 GB."""
+"""To learn from, drawn by a fixed seed where there are more."""
+
+MOST_BYTES = 5 * 2**28
+"""Of the numbers of these images, which are held twice: where one has many, images are fewer."""
 
 BATCH = 32
 
@@ -68,7 +74,7 @@ def fit_whitening(features: Tensor, num_directions: int) -> Whitening:
     Raises:
         ValueError: if the images are too few to tell the directions' spreads.
     """
-    N, least = len(features), 4 * num_directions
+    N, least = len(features), IMAGES_PER_DIRECTION * num_directions
     if least > N:
         raise ValueError(f"whitening to {num_directions} numbers needs {least} images, not {N}")
     mean = features.mean(dim=0)
@@ -119,9 +125,12 @@ def learn_whitening(
         ValueError: if they are too few, or can only be streamed.
         OSError: if the cache cannot be written.
     """
-    chosen = choose(open_images(images), MOST_IMAGES, seed=0)
     outline = _outline(graph)
     beginning = _beginning(outline, begin)
+    num_features = beginning(outline).shape[1]
+    num_directions = outline.pooled.shape[1]
+    most = max(IMAGES_PER_DIRECTION * num_directions, MOST_BYTES // (4 * num_features))
+    chosen = choose(open_images(images), min(MOST_IMAGES, most), seed=0)
 
     @torch.inference_mode()
     def compute(squares: Squares) -> Tensor:
@@ -133,7 +142,7 @@ def learn_whitening(
         key={
             "weights": digest(graph.backbone.state_dict()),
             "preprocess": asdict(graph.spec),
-            "begin": str(beginning),
+            "begin": [begin, LAYOUT_SIDE, [tuple(x.shape[2:]) for x in outline.pyramid]],
             "torch": torch.__version__,
         },
         batch=BATCH,
@@ -143,7 +152,7 @@ def learn_whitening(
     )
     dataset = SquareDataset(chosen.source, chosen.indices, graph.spec)
     rows = extract(dataset, chosen.source, chosen.indices, how, name=images)
-    whitening = fit_whitening(rows.all(), outline.pooled.shape[1])
+    whitening = fit_whitening(rows.all(), num_directions)
     return Whitened(beginning, begin, whitening, len(rows)).eval()
 
 
@@ -165,11 +174,8 @@ class Layout(nn.Module):
     def __init__(self, sides: Sequence[tuple[int, int]]) -> None:
         """Take height and width of each stage's map."""
         super().__init__()
-        self.sides = tuple(sides)
         for stage, (height, width) in enumerate(sides):
-            parts = min(height, LAYOUT_SIDE), min(width, LAYOUT_SIDE)
-            unit = torch.eye(height * width).view(-1, 1, height, width)
-            means = F.adaptive_avg_pool2d(unit, parts).flatten(1).T  # (P, H * W)
+            means = torch.kron(_means_along(height), _means_along(width))  # (P, H * W)
             self.register_buffer(f"means{stage}", means, persistent=False)
 
     def forward(self, outputs: AllOutputs) -> Tensor:
@@ -178,9 +184,11 @@ class Layout(nn.Module):
         parts = (self.get_buffer(f"means{stage}") @ x for stage, x in enumerate(maps))
         return torch.cat([x.flatten(1) for x in parts], dim=1)
 
-    def extra_repr(self) -> str:
-        """Say what its numbers depend on."""
-        return f"{self.sides} in {LAYOUT_SIDE} x {LAYOUT_SIDE} parts of unit vectors"
+
+def _means_along(length: int) -> Tensor:
+    """Give the weights of an axis' positions in its parts, (parts, length)."""
+    unit = torch.eye(length).unsqueeze(1)
+    return F.adaptive_avg_pool1d(unit, min(length, LAYOUT_SIDE))[:, 0].T
 
 
 def _beginning(outline: AllOutputs, begin: Begin) -> nn.Module:

@@ -49,7 +49,7 @@ class AllOutputs(NamedTuple):
         regions: (B, L, C) as in `Features`.
         attention: (B, heads, L, L) weights of the last block between regions.
         last_blocks: (B, D) pooled outputs of the last blocks, the oldest first.
-        pyramid: A map (B, C, H, W) of each stage, finest first.
+        pyramid: A map (B, C, H, W) of each stage, finest first, or of each quarter of the blocks.
     """
 
     pooled: Tensor

@@ -7,7 +7,6 @@ map), D channels of several blocks side by side.
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -28,6 +27,20 @@ class MapStage(NamedTuple):
 
     enter: nn.Module
     blocks: Sequence[MapBlock]
+
+
+class _Trail(NamedTuple):
+    """What is kept on the way to the last block; maps are (B, H, W, C).
+
+    Attributes:
+        maps: Outputs of the last blocks before it, as many as were asked for.
+        ends: The last map of each stage before its own.
+        x: Its input.
+    """
+
+    maps: list[Tensor]
+    ends: list[Tensor]
+    x: Tensor
 
 
 class MapBackbone(Backbone):
@@ -60,15 +73,14 @@ class MapBackbone(Backbone):
         Raises:
             ValueError: if the images are not (B, 3, H, W), each side at least `least_side`.
         """
-        _, x = self._up_to_last_block(images, keep=0)
-        return self._features(self._run(self._last_block, x))
+        return self._features(self._run(self._last_block, self._up_to_last_block(images).x))
 
     def last_blocks(self, images: Tensor, n: int) -> Tensor:
         """Give pooled outputs (B, D) of the last n blocks, the oldest first.
 
         Blocks of the last stage go through the final norm, as in the published linear probe.
         """
-        maps, x = self._up_to_last_block(images, keep=self.checked_count(n) - 1)
+        maps, _, x = self._up_to_last_block(images, keep=self.checked_count(n) - 1)
         return self._pooled([*maps, self._run(self._last_block, x)])
 
     def attention(self, images: Tensor) -> Tensor:
@@ -76,39 +88,39 @@ class MapBackbone(Backbone):
 
         What a region gives to padding is left out: where there is none, rows sum to one.
         """
-        _, x = self._up_to_last_block(images, keep=0)
-        return self._last_block.with_attention(x)[1]
+        return self._last_block.with_attention(self._up_to_last_block(images).x)[1]
 
     def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
         """Give each stage's map (B, C, H, W), finest first, as its blocks leave it."""
-        maps, x = self._up_to_last_block(images, keep=self.num_blocks)
-        return self._of_stages([*maps, self._run(self._last_block, x)])
+        _, ends, x = self._up_to_last_block(images)
+        return _channels_first([*ends, self._run(self._last_block, x)])
 
     def all_outputs(self, images: Tensor, n: int) -> AllOutputs:
         """Give all of `forward`, `attention`, `last_blocks`, `pyramid` from a single pass."""
-        count = self.checked_count(n)
-        maps, x = self._up_to_last_block(images, keep=self.num_blocks)
+        maps, ends, x = self._up_to_last_block(images, keep=self.checked_count(n) - 1)
         x, attention = self._last_block.with_attention(x)
-        maps.append(x)
-        last_blocks = self._pooled(maps[-count:])
-        return AllOutputs(*self._features(x), attention, last_blocks, self._of_stages(maps))
+        last_blocks = self._pooled([*maps, x])
+        return AllOutputs(*self._features(x), attention, last_blocks, _channels_first([*ends, x]))
 
     @property
     def _last_block(self) -> MapBlock:
         return self.stages[-1].blocks[-1]
 
-    def _up_to_last_block(self, images: Tensor, keep: int) -> tuple[list[Tensor], Tensor]:
-        """Run all blocks but the last: the outputs of the last `keep` of them, the last's input."""
+    def _up_to_last_block(self, images: Tensor, keep: int = 0) -> _Trail:
+        """Run all blocks but the last and keep the outputs of the last `keep` of them."""
         maps: deque[Tensor] = deque(maxlen=keep)
+        ends: list[Tensor] = []
         x = checked_images(images, self.least_side)
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages):
+            if number:
+                ends.append(x)
             x = stage.enter(x)
             for block in stage.blocks:
                 if block is self._last_block:
                     break
                 x = self._run(block, x)
                 maps.append(x)
-        return list(maps), x
+        return _Trail(list(maps), ends, x)
 
     def _run(self, block: MapBlock, x: Tensor) -> Tensor:
         """Run a block."""
@@ -119,11 +131,6 @@ class MapBackbone(Backbone):
         regions = self.norm(x).flatten(1, 2)
         return Features(regions.mean(1), regions)
 
-    def _of_stages(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
-        """Choose of all blocks' maps (B, H, W, C) the last of each stage: (B, C, H, W)."""
-        ends = accumulate(len(stage.blocks) for stage in self.stages)
-        return tuple(maps[end - 1].permute(0, 3, 1, 2) for end in ends)
-
     def _pooled(self, maps: list[Tensor]) -> Tensor:
         """Average maps over their positions, those of the last stage normalised: (B, D)."""
         first_of_last_stage = len(maps) - len(self.stages[-1].blocks)
@@ -131,3 +138,8 @@ class MapBackbone(Backbone):
             self.norm(x) if number >= first_of_last_stage else x for number, x in enumerate(maps)
         )
         return torch.cat([x.flatten(1, 2).mean(1) for x in normalised], dim=-1)
+
+
+def _channels_first(maps: list[Tensor]) -> tuple[Tensor, ...]:
+    """Turn maps (B, H, W, C) into (B, C, H, W)."""
+    return tuple(x.permute(0, 3, 1, 2) for x in maps)

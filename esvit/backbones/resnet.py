@@ -7,7 +7,7 @@ map, D channels of several blocks side by side.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
@@ -119,12 +119,14 @@ class ResNet(Backbone):
 
     def all_outputs(self, images: Tensor, n: int) -> AllOutputs:
         """Give all of `forward`, `attention`, `last_blocks`, `pyramid` from a single pass."""
-        count = self.checked_count(n)
-        kept = list(self._maps(images))
-        last_blocks = _pooled([x for _, x in kept[-count:]])
-        pyramid = tuple(dict(kept).values())
-        features = _features(kept[-1][1])
-        return AllOutputs(*features, self.attention(images), last_blocks, pyramid)
+        last: deque[Tensor] = deque(maxlen=self.checked_count(n))
+        stages: dict[str, Tensor] = {}
+        for stage, x in self._maps(images):
+            stages[stage] = x
+            last.append(x)
+        pyramid = tuple(stages.values())
+        outputs = *_features(pyramid[-1]), self.attention(images), _pooled(last)
+        return AllOutputs(*outputs, pyramid)
 
     def _maps(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Give the map (B, C, H, W) after each bottleneck, with its stage's name."""
@@ -151,6 +153,6 @@ def _features(x: Tensor) -> Features:
     return Features(regions.mean(1), regions)
 
 
-def _pooled(maps: list[Tensor]) -> Tensor:
+def _pooled(maps: Iterable[Tensor]) -> Tensor:
     """Average maps over their positions and join them: (B, D)."""
     return torch.cat([x.mean((2, 3)) for x in maps], dim=-1)

@@ -9,8 +9,8 @@ Shape letters: B batch, G class tokens, H W height and width of a map, C channel
 
 from collections import deque
 from collections.abc import Iterator
-from itertools import accumulate, islice
-from typing import cast
+from itertools import islice
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,20 @@ from esvit.backbones.sliding import SlidingAttention
 from esvit.backbones.vil_attention import FullAttention, OffsetBiases, Tokens
 from esvit.backbones.vil_config import ViLConfig
 from esvit.backbones.vil_layers import AttentionLayer, MLPLayer, PatchEmbed, Stage
+
+
+class _Trail(NamedTuple):
+    """What is kept on the way to the last block.
+
+    Attributes:
+        outputs: Of the last blocks before it, as many as were asked for.
+        ends: The last map (B, C, H, W) of each stage before its own.
+        tokens: Its input.
+    """
+
+    outputs: list[Tokens]
+    ends: list[Tensor]
+    tokens: Tokens
 
 
 class ViL(Backbone):
@@ -62,7 +76,7 @@ class ViL(Backbone):
         Raises:
             ValueError: if the images are not (B, 3, H, W), each side at least `least_side`.
         """
-        _, tokens = self._up_to_last_block(images, keep=0)
+        tokens = self._up_to_last_block(images).tokens
         return self._features(self._run(self._last_block, tokens))
 
     def last_blocks(self, images: Tensor, n: int) -> Tensor:
@@ -70,7 +84,7 @@ class ViL(Backbone):
 
         Blocks of the last stage go through the final norm, as in the published linear probe.
         """
-        outputs, tokens = self._up_to_last_block(images, keep=self.checked_count(n) - 1)
+        outputs, _, tokens = self._up_to_last_block(images, keep=self.checked_count(n) - 1)
         return self._pooled([*outputs, self._run(self._last_block, tokens)])
 
     def attention(self, images: Tensor) -> Tensor:
@@ -78,24 +92,23 @@ class ViL(Backbone):
 
         What a region gives to a class token is left out: where there is none, rows sum to one.
         """
-        _, tokens = self._up_to_last_block(images, keep=0)
+        tokens = self._up_to_last_block(images).tokens
         return self._last_block[0].with_attention(*tokens)[1]
 
     def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
         """Give each stage's map (B, C, H, W), finest first, before the final norm."""
-        outputs, tokens = self._up_to_last_block(images, keep=self.num_blocks)
-        return self._of_stages([*outputs, self._run(self._last_block, tokens)])
+        _, ends, tokens = self._up_to_last_block(images)
+        return *ends, self._last_map(self._run(self._last_block, tokens))
 
     def all_outputs(self, images: Tensor, n: int) -> AllOutputs:
         """Give all of `forward`, `attention`, `last_blocks`, `pyramid` from a single pass."""
-        count = self.checked_count(n)
-        outputs, tokens = self._up_to_last_block(images, keep=self.num_blocks)
+        outputs, ends, tokens = self._up_to_last_block(images, keep=self.checked_count(n) - 1)
         attend, mlp = self._last_block
         x, attention = attend.with_attention(*tokens)
         tokens = tokens._replace(x=mlp(x))
-        outputs.append(tokens)
-        last_blocks = self._pooled(outputs[-count:])
-        return AllOutputs(*self._features(tokens), attention, last_blocks, self._of_stages(outputs))
+        last_blocks = self._pooled([*outputs, tokens])
+        pyramid = *ends, self._last_map(tokens)
+        return AllOutputs(*self._features(tokens), attention, last_blocks, pyramid)
 
     @property
     def _stages(self) -> list[Stage]:
@@ -106,9 +119,10 @@ class ViL(Backbone):
     def _last_block(self) -> tuple[AttentionLayer, MLPLayer]:
         return self._stages[-1].blocks[-1]
 
-    def _up_to_last_block(self, images: Tensor, keep: int) -> tuple[list[Tokens], Tokens]:
-        """Run all blocks but the last: the outputs of the last `keep` of them, the last's input."""
+    def _up_to_last_block(self, images: Tensor, keep: int = 0) -> _Trail:
+        """Run all blocks but the last and keep the outputs of the last `keep` of them."""
         outputs: deque[Tokens] = deque(maxlen=keep)
+        ends: list[Tensor] = []
         x = checked_images(images, self.config.least_side)
         *earlier_stages, last_stage = self._stages
         for stage, num_class_tokens in zip(
@@ -119,17 +133,16 @@ class ViL(Backbone):
                 tokens = self._run(block, tokens)
                 outputs.append(tokens)
             x = tokens.as_map(num_class_tokens)
+            ends.append(x)
         tokens = last_stage.patches(x)
         for block in last_stage.blocks[:-1]:
             tokens = self._run(block, tokens)
             outputs.append(tokens)
-        return list(outputs), tokens
+        return _Trail(list(outputs), ends, tokens)
 
-    def _of_stages(self, outputs: list[Tokens]) -> tuple[Tensor, ...]:
-        """Choose of all blocks' outputs the last of each stage, as maps (B, C, H, W)."""
-        last_of_stage = (end - 1 for end in accumulate(self.config.depths))
-        maps = zip(last_of_stage, self.config.num_class_tokens, strict=True)
-        return tuple(outputs[number].as_map(num_class_tokens) for number, num_class_tokens in maps)
+    def _last_map(self, tokens: Tokens) -> Tensor:
+        """Lay the last block's tokens out as a map (B, C, H, W)."""
+        return tokens.as_map(self.config.num_class_tokens[-1])
 
     def _run(self, block: tuple[AttentionLayer, MLPLayer], tokens: Tokens) -> Tokens:
         """Run attention and MLP of a block."""

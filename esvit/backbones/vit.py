@@ -9,7 +9,7 @@ T = 1 + L tokens, the class token first, D channels of several blocks side by si
 """
 
 import math
-from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Self, cast
 
@@ -171,20 +171,20 @@ class ViT(Backbone):
 
     def forward(self, images: Tensor) -> Features:
         """Give the class token (B, C) and the patches (B, L, C), both after the final norm."""
-        *_, x = self._up_to_last_block(images, keep=1)
+        _, x = self._up_to_last_block(images)
         return self._features(self.run_block(self._last_block, x))
 
     def last_blocks(self, images: Tensor, n: int) -> Tensor:
         """Give the class tokens (B, D) after the last n blocks, each normalised, oldest first."""
-        kept = self._up_to_last_block(images, keep=self.checked_count(n))
-        return self._class_tokens([*kept[1:], self.run_block(self._last_block, kept[-1])])
+        kept, x = self._up_to_last_block(images, keep=self._last(n))
+        return self._class_tokens([*kept.values(), self.run_block(self._last_block, x)])
 
     def attention(self, images: Tensor) -> Tensor:
         """Give the last block's attention (B, heads, L, L) between patches.
 
         What a patch gives to the class token is left out.
         """
-        *_, x = self._up_to_last_block(images, keep=1)
+        _, x = self._up_to_last_block(images)
         return self._last_block.with_attention(x)[1][:, :, 1:, 1:]
 
     def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -193,32 +193,47 @@ class ViT(Backbone):
         There is one stage, so all have the side of the patches. A network of fewer than four
         blocks gives the map after each.
         """
-        kept = self._up_to_last_block(images, keep=self.num_blocks)[1:]
-        kept.append(self.run_block(self._last_block, kept[-1]))
-        return self._quarters(kept, *self.grid(*images.shape[2:]))
+        kept, x = self._up_to_last_block(images, keep=self._quarters)
+        kept[self.num_blocks - 1] = self.run_block(self._last_block, x)
+        grid = self.grid(*images.shape[2:])
+        return tuple(_as_map(kept[number], *grid) for number in self._quarters)
 
     def all_outputs(self, images: Tensor, n: int) -> AllOutputs:
         """Give all of `forward`, `attention`, `last_blocks`, `pyramid` from a single pass."""
-        count = self.checked_count(n)
-        kept = self._up_to_last_block(images, keep=self.num_blocks)
-        x, attention = self._last_block.with_attention(kept[-1])
-        outputs = [*kept[1:], x]
-        last_blocks = self._class_tokens(outputs[-count:])
-        pyramid = self._quarters(outputs, *self.grid(*images.shape[2:]))
+        last = self._last(n)
+        kept, x = self._up_to_last_block(images, keep={*last, *self._quarters})
+        x, attention = self._last_block.with_attention(x)
+        kept[self.num_blocks - 1] = x
+        last_blocks = self._class_tokens([kept[number] for number in last])
+        grid = self.grid(*images.shape[2:])
+        pyramid = tuple(_as_map(kept[number], *grid) for number in self._quarters)
         return AllOutputs(*self._features(x), attention[:, :, 1:, 1:], last_blocks, pyramid)
 
     @property
     def _last_block(self) -> ViTBlock:
         return cast(ViTBlock, self.blocks[-1])
 
-    def _up_to_last_block(self, images: Tensor, keep: int) -> list[Tensor]:
-        """Run all blocks but the last: the last `keep` of the tokens before, between and after."""
+    @property
+    def _quarters(self) -> list[int]:
+        """Numbers of the blocks that end a quarter of all; of fewer than four, all numbers."""
+        count = min(4, self.num_blocks)
+        return [self.num_blocks * (quarter + 1) // count - 1 for quarter in range(count)]
+
+    def _last(self, n: int) -> range:
+        """Numbers of the last n blocks."""
+        return range(self.num_blocks - self.checked_count(n), self.num_blocks)
+
+    def _up_to_last_block(
+        self, images: Tensor, keep: Collection[int] = ()
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """Run all blocks but the last: the tokens after those of some numbers, the last's input."""
         x = self._tokens(images)
-        kept = deque([x], maxlen=keep)
-        for block in self.blocks[:-1]:
+        kept = {}
+        for number, block in enumerate(self.blocks[:-1]):
             x = self.run_block(block, x)
-            kept.append(x)
-        return list(kept)
+            if number in keep:
+                kept[number] = x
+        return kept, x
 
     def _tokens(self, images: Tensor) -> Tensor:
         """Embed patches, put the class token before them and add where they are: (B, T, C)."""
@@ -240,13 +255,6 @@ class ViT(Backbone):
         resized = F.interpolate(squares, (H, W), mode="bicubic", align_corners=False)
         return of_class, resized.flatten(2).transpose(1, 2)
 
-    def _quarters(self, outputs: list[Tensor], rows: int, columns: int) -> tuple[Tensor, ...]:
-        """Lay out as maps what is left of all blocks' tokens (B, T, C) after each quarter."""
-        count = min(4, self.num_blocks)
-        ends = [self.num_blocks * (quarter + 1) // count - 1 for quarter in range(count)]
-        maps = (outputs[end][:, 1:].transpose(1, 2) for end in ends)
-        return tuple(x.reshape(*x.shape[:2], rows, columns) for x in maps)
-
     def _features(self, x: Tensor) -> Features:
         """Normalise the last tokens and lay them out as features."""
         x = self.norm(x)
@@ -255,3 +263,9 @@ class ViT(Backbone):
     def _class_tokens(self, tokens: list[Tensor]) -> Tensor:
         """Normalise the class tokens of several (B, T, C) and join them: (B, D)."""
         return torch.cat([self.norm(x[:, 0]) for x in tokens], dim=-1)
+
+
+def _as_map(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """Lay patches out as a map (B, C, H, W), without the class token before them."""
+    x = tokens[:, 1:].transpose(1, 2)
+    return x.reshape(*x.shape[:2], rows, columns)

@@ -1,4 +1,5 @@
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -88,6 +89,29 @@ def embed(path, images):
     decoded = [decode(file.read_bytes(), ImageLimits()) for file in sorted(images.iterdir())]
     pixels = np.stack([preprocess(image, spec, "crop").pixels for image in decoded])
     return session.run(["embedding", "regions"], {INPUT: pixels})
+
+
+def test_an_exported_file_in_half_precision_whitens_too(tmp_path, images):
+    options = ("--whiten", str(images), "--whiten-from", "layout")
+    full, code = export(tmp_path, "full", *options)
+    half, half_code = export(tmp_path, "half", *options, "--precision", "fp16")
+    assert (code, half_code) == (0, 0)
+    (expected, _), (found, _) = embed(full, images), embed(half, images)
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    assert ((found * expected).sum(axis=1) / lengths).min() > 0.999
+
+
+def test_lengths_are_summed_in_float32_in_half_precision(tmp_path, images):
+    options = ("--whiten", str(images), "--whiten-from", "layout", "--precision", "fp16")
+    half, _ = export(tmp_path, "half", *options)
+    graph = onnx.load(half).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    sums = [node for node in graph.node if node.op_type == "ReduceL2"]
+    assert len(sums) == len(TINY.depths)
+    for node in sums:
+        cast = makers[node.input[0]]
+        assert cast.op_type == "Cast"
+        assert cast.attribute[0].i == onnx.TensorProto.FLOAT
 
 
 @pytest.mark.parametrize("begin", ["pooled", "layout"])
