@@ -46,6 +46,9 @@ figures: .venv/dev screenshot  ## every picture in docs/, after a change of the 
 	$(FIGURE) regions $(OF_DEFAULT) $(addprefix $(PHOTOGRAPHS)/,cat.jpg coffee.jpg rocket.jpg) --panel 180 --out docs/tour/regions.png
 	$(FIGURE) correspondence $(OF_DEFAULT) $(PHOTOGRAPHS)/cat.jpg --panel 224 --out docs/tour/correspondence.png
 	$(FIGURE) attention $(OF_DEFAULT) $(PHOTOGRAPHS)/cat.jpg --heads 5 --panel 140 --out docs/tour/attention.png
+	$(BIN)/python -m zipfile -e tests/reference/emoji/sample.zip build/emoji
+	$(FIGURE) correspondence $(OF_DEFAULT) build/emoji/animals-nature/1f406__google.png --panel 224 --out docs/tour/leopard.png
+	$(FIGURE) correspondence $(OF_DEFAULT) build/emoji/animals-nature/1f980__google.png --panel 224 --out docs/tour/crab.png
 
 screenshot: .venv/browser  ## the picture in docs/playground.md
 	$(BIN)/python -m tests.browser.screenshot docs/playground.png
