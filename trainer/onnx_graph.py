@@ -27,6 +27,8 @@ MAX_BYTES = 2**31 - 1
 """What one protobuf message can hold."""
 
 # Sums over many values, whose squares or whose count overflow or round away in half precision.
+# The Clip behind a ReduceL2 stays in half precision, where its 1e-12 becomes the least number; as a
+# float32 operation it would get a zero, and an empty position no number.
 _FLOAT32_OPS = ["LayerNormalization", "Softmax", "ReduceMean", "ReduceL2"]
 
 

@@ -147,6 +147,13 @@ def test_of_many_images_some_are_drawn_and_a_second_export_finds_them_worked_out
     assert second.read_bytes() == first.read_bytes()
 
 
+def test_where_an_image_has_many_numbers_as_few_are_drawn_as_will_do(tmp_path, images, monkeypatch):
+    monkeypatch.setattr(whitening, "MOST_BYTES", 0)
+    path, code = export(tmp_path, "white", "--whiten", str(images), "--whiten-from", "layout")
+    assert code == 0
+    assert read_model_info(path).whitening == {"from": "layout", "images": 4 * 64}
+
+
 def test_missing_and_too_few_images_end_in_one_line(tmp_path, images, capsys):
     for file in sorted(images.iterdir())[:10]:
         file.unlink()
