@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from service import VERSION
@@ -21,7 +22,7 @@ from service.engine import Engine
 from service.errors import ServiceError
 from service.gallery import routes as gallery_routes
 from service.gallery.opening import open_gallery
-from service.gate import Gate
+from service.gate import CLIENT_LEFT, Gate
 from service.keys import KeyCheck
 from service.metrics import Metrics
 from service.pages import add_pages
@@ -121,6 +122,7 @@ def _add_routes(app: FastAPI, *, docs: bool) -> None:
         app.include_router(protocol.router)
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_exception_handler(Exception, _answer_bug)
     add_pages(app, docs=docs)
 
@@ -197,6 +199,12 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     code = HTTP_CODES.get(error.status_code, "invalid_http")
     detail = {"code": code, "message": str(error.detail)[:200]}
     return _error(request, error.status_code, detail, dict(error.headers or {}))
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    """End a call whose client left, or broke off, within the body: nobody reads this."""
+    assert isinstance(error, ClientDisconnect)
+    return Response(status_code=CLIENT_LEFT)
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:

@@ -11,7 +11,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from service.encoding import to_json
@@ -65,6 +69,7 @@ class Protocol(HttpToolsProtocol):
         self._num_fed_bytes = 0
         self._head_clock, self._send_clock, self._linger_clock = _Clock(), _Clock(), _Clock()
         self._refusal: ServiceError | None = None
+        self._calls: list[RequestResponseCycle] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         """Admit a connection, and wait for its first request."""
@@ -75,8 +80,8 @@ class Protocol(HttpToolsProtocol):
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; those of a head are counted."""
-        if self.transport.is_closing():
+        """Take bytes; those of a head are counted, and those behind a refused one dropped."""
+        if self._refusal is not None or self.transport.is_closing():
             return
         self._num_fed_bytes = len(data)
         if self._head_clock.runs:
@@ -108,6 +113,7 @@ class Protocol(HttpToolsProtocol):
         if self._refusal is not None:
             raise ValueError("refused")  # ends the parser; uvicorn asks for a 400 then
         super().on_headers_complete()
+        self._calls = [*self._calls_under_way(), self.cycle]
 
     def on_message_complete(self) -> None:
         """Note that nothing of the body is missing."""
@@ -117,7 +123,9 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Give up on the rest of a body that was answered before its end."""
         super().on_response_complete()
-        if self._is_idle() and self.cycle.more_body and not self.transport.is_closing():
+        if self._refusal is not None:
+            self._refuse_in_turn(self._refusal)
+        elif self._is_idle() and self.cycle.more_body and not self.transport.is_closing():
             self._linger_clock.start(self.loop, LINGER_S, self.transport.close)
 
     def pause_writing(self) -> None:
@@ -131,9 +139,12 @@ class Protocol(HttpToolsProtocol):
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop all clocks."""
+        """Stop all clocks, and tell every call: uvicorn tells only the one that came last."""
         self._head_clock.stop()
         self._linger_clock.stop()
+        for call in self._calls_under_way():
+            call.disconnected = True
+            call.message_event.set()
         super().connection_lost(exc)
         self._send_clock.stop()
 
@@ -147,6 +158,10 @@ class Protocol(HttpToolsProtocol):
         if not hosts:
             return bool(self.parser.get_http_version() == "1.0")
         return len(hosts) == 1 and HOST.fullmatch(hosts[0]) is not None
+
+    def _calls_under_way(self) -> list[RequestResponseCycle]:
+        """Give the calls that were not answered yet: one runs, those behind it wait."""
+        return [call for call in self._calls if not call.response_complete]
 
     def _is_idle(self) -> bool:
         """Tell whether no call is under way."""
@@ -188,8 +203,17 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, error: ServiceError) -> None:
         """Answer a refusal without the application, and end the connection."""
         self._head_clock.stop()
+        self._refusal = error
         self._metrics.refusals.labels(error.code).inc()
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        self._refuse_in_turn(error)
+
+    def _refuse_in_turn(self, error: ServiceError) -> None:
+        """Answer a refusal when the calls that came before have their answers."""
+        calls = self._calls_under_way()
+        is_of_body = bool(calls) and calls[-1].more_body
+        if len(calls) > is_of_body or self.transport.is_closing():
+            return
+        if not (is_of_body and calls[-1].response_started):
             self.transport.write(_write(error))
         self.transport.close()
 

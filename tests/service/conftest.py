@@ -1,11 +1,14 @@
 """A tiny model file, settings for it, and a client of the service that serves it."""
 
-from collections.abc import Iterator
+import logging
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from service.__main__ import main
 from service.app import create_app
 from service.settings import Settings
 from tests.service.server import serve
@@ -26,3 +29,24 @@ def settings(model_path: Path) -> Settings:
 def client(settings: Settings) -> Iterator[httpx.Client]:
     with serve(create_app(settings)) as client:
         yield client
+
+
+@pytest.fixture
+def own_log() -> Iterator[None]:
+    """Let a test set up the log of the process, and put back what was there."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+@pytest.fixture
+def run_main(monkeypatch: pytest.MonkeyPatch, own_log: None) -> Callable[..., int]:
+    """Give the service's command as a function, for what ends before it serves."""
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["service", *arguments])
+        return main()
+
+    return run

@@ -59,14 +59,9 @@ def test_a_message_and_a_stack_stay_on_one_line():
 
 
 @pytest.mark.parametrize(("style", "kind"), [("json", JsonLines), ("text", logging.Formatter)])
-def test_the_log_is_set_up_in_the_style_asked_for(style, kind):
+def test_the_log_is_set_up_in_the_style_asked_for(own_log, style, kind):
     root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    try:
-        set_up_logging("warning", style)
-        (handler,) = root.handlers
-        assert type(handler.formatter) is kind
-        assert root.level == logging.WARNING
-    finally:
-        root.handlers[:] = before
-        root.setLevel(level)
+    set_up_logging("warning", style)
+    (handler,) = root.handlers
+    assert type(handler.formatter) is kind
+    assert root.level == logging.WARNING

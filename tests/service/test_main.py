@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from service.__main__ import Server, main
+from service.__main__ import Server
 from service.app import create_app
 from tests.service.pictures import png, scene
 from tests.service.server import read_until
@@ -82,19 +82,14 @@ def test_a_bad_model_ends_the_process_with_3_and_one_line(tmp_path):
     assert stdout == ""
 
 
-def run_main(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["service", *arguments])
-    return main()
-
-
-def test_a_missing_model_is_3(monkeypatch, capsys):
-    assert run_main(monkeypatch, "--model", "nowhere.onnx") == 3
+def test_a_missing_model_is_3(run_main, capsys):
+    assert run_main("--model", "nowhere.onnx") == 3
     assert capsys.readouterr().err.startswith("model file nowhere.onnx is not there")
 
 
-def test_an_engine_that_cannot_be_had_is_3(monkeypatch, capsys, model_path):
+def test_an_engine_that_cannot_be_had_is_3(run_main, capsys, model_path):
     arguments = ("--model", str(model_path), "--device", "cuda", "--engine", "openvino")
-    assert run_main(monkeypatch, *arguments) == 3
+    assert run_main(*arguments) == 3
     assert "wants onnxruntime" in capsys.readouterr().err
 
 
@@ -113,18 +108,18 @@ def test_an_engine_that_cannot_be_had_is_3(monkeypatch, capsys, model_path):
         ("ESVIT_URL_NETWORKS", "10.0.0.300", "setting url_networks"),
     ],
 )
-def test_a_bad_setting_is_2_and_named(monkeypatch, capsys, variable, value, words):
+def test_a_bad_setting_is_2_and_named(run_main, monkeypatch, capsys, variable, value, words):
     monkeypatch.setenv(variable, value)
-    assert run_main(monkeypatch) == 2
+    assert run_main() == 2
     error = capsys.readouterr().err
     assert words in error
     assert "too-short" not in error
     assert error.count("\n") == 1
 
 
-def test_an_unknown_argument_is_2(monkeypatch, capsys):
+def test_an_unknown_argument_is_2(run_main, capsys):
     with pytest.raises(SystemExit) as caught:
-        run_main(monkeypatch, "--nonsense")
+        run_main("--nonsense")
     assert caught.value.code == 2
     assert "--nonsense" in capsys.readouterr().err
 

@@ -25,7 +25,7 @@ from service.settings import Settings
 from tests.service.calls import post_raw
 from tests.service.pictures import png, scene
 from tests.service.server import read_until, serve
-from tests.service.test_main import connect, read_log_until, run_main, start
+from tests.service.test_main import connect, read_log_until, start
 from tests.service.tiny_model import INFO, write_tiny_model
 
 A = png(scene(36, 36))
@@ -278,8 +278,8 @@ def test_info_names_no_path(served):
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("spoil", BAD.values(), ids=BAD)
-def test_no_service_starts_on_a_bad_file(path, spoil, engine, monkeypatch, capsys):
+def test_no_service_starts_on_a_bad_file(path, spoil, engine, run_main, capsys):
     spoil(path)
     arguments = ("--model", str(path), "--engine", engine, "--log-level", "error")
-    assert run_main(monkeypatch, *arguments) == 3
+    assert run_main(*arguments) == 3
     assert capsys.readouterr().err.count("\n") == 1

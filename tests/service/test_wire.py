@@ -1,6 +1,7 @@
 """Connections that are slow, endless or broken, over real sockets."""
 
 import json
+import logging
 import socket
 
 import pytest
@@ -15,8 +16,29 @@ SOON_S = 60.0
 HEAD_BYTES = 2048
 
 
+class Bugs(logging.Handler):
+    """Keeps what is logged as an error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
 @pytest.fixture(scope="module")
-def strict(settings):
+def bugs():
+    """Look for bugs in the log: nothing that a client does is one."""
+    bugs = Bugs()
+    logging.getLogger().addHandler(bugs)
+    yield bugs.messages
+    logging.getLogger().removeHandler(bugs)
+    assert bugs.messages == []
+
+
+@pytest.fixture(scope="module")
+def strict(settings, bugs):
     limits = {
         "max_header_bytes": HEAD_BYTES,
         "header_timeout_s": 0.3,
@@ -143,6 +165,24 @@ def test_the_head_of_a_second_call_has_its_time_too(strict):
 def test_calls_in_a_row_are_answered_in_order(strict):
     answer = talk(strict, GET + b"\r\n" + GET + b"\r\n" + LAST)
     assert answer.count(b"HTTP/1.1 200 ") == 3
+
+
+@pytest.mark.parametrize("bad", [b"GET /livez HTTP/1.1\r\nno header\r\n\r\n", b"\0" * 3000])
+def test_a_call_before_a_bad_one_gets_its_answer_first(strict, bad):
+    whole = POST + b"Content-Length: %d\r\n\r\n" % len(A) + A
+    answer = talk(strict, whole + GET + b"\r\n" + bad + GET + b"\r\n")
+    first, _, rest = answer.partition(b'{"status":"alive"}')
+    assert first.count(b"HTTP/1.1 200 ") == 2
+    assert b'"embeddings":[[' in first
+    assert refusal(rest) == (400, "invalid_http")
+
+
+def test_a_call_before_one_of_a_bad_body_gets_its_answer_first(strict):
+    chunked = POST + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n"
+    answer = talk(strict, GET + b"\r\n" + chunked)
+    first, _, second = answer.partition(b'{"status":"alive"}')
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert refusal(second) == (400, "invalid_http")
 
 
 @pytest.mark.parametrize("kind", [b"h2c", b"websocket"])
