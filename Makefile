@@ -97,17 +97,18 @@ processes: .venv/dev  ## runs that are killed, signalled and spread over several
 end-to-end: .venv/dev  ## images, a run, its features, a model file, its answers, by the commands that users type
 	$(BIN)/python -m pytest -m slow tests/test_end_to_end.py
 
-# Other people's clients, each with its own pins, in environments that nothing else uses.
+# Other people's clients and a server, each with its own pins, in environments that nothing else uses.
 CLIENTS := tests/service/protocols/clients
 
 .venv/clients/done: .venv/dev $(wildcard $(CLIENTS)/requirements*.txt)
-	for name in clients clients-llama-index; do $(PYTHON) -m venv .venv/$$name || exit; done
+	for name in clients clients-llama-index triton; do $(PYTHON) -m venv .venv/$$name || exit; done
 	.venv/clients/bin/pip install --quiet --disable-pip-version-check -r $(CLIENTS)/requirements.txt
 	.venv/clients-llama-index/bin/pip install --quiet --disable-pip-version-check \
 		-r $(CLIENTS)/requirements-llama-index.txt
+	.venv/triton/bin/pip install --quiet --disable-pip-version-check -r $(CLIENTS)/requirements-triton.txt
 	touch $@
 
-clients: .venv/clients/done  ## the protocols against the real clients of other services
+clients: .venv/clients/done  ## the protocols against other services' real clients, model files against Triton
 	$(BIN)/python -m pytest -m clients tests/service/protocols
 	$(BIN)/python -m pytest -m clients tests/trainer/test_triton.py
 

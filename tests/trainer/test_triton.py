@@ -1,17 +1,20 @@
-"""A model file as Triton serves it; what it makes of the configuration, its own messages say."""
+"""A model file as Triton serves it: read by its own messages, served by a server of its own."""
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 
 from service.contract import INPUT, OUTPUTS, ModelInfo
 from service.model_file import read_model_info
+from tests.trainer import triton_server
 from trainer import export_onnx
-from trainer.triton import model_name, triton_config
+from trainer.triton import MAX_BATCH, model_name, repository_files, triton_config
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / "tests" / "service" / "protocols" / "clients"
@@ -93,3 +96,37 @@ def test_outputs_that_a_model_lacks_are_left_out(parsed, info):
     without = replace(info, outputs=info.outputs | {"attention": (0, 0, 0)})
     names = {output["name"] for output in parsed(triton_config(without))["output"]}
     assert names == {"embedding", "regions", "last_blocks"}
+
+
+@pytest.fixture
+def triton(info, model_path, tmp_path):
+    """Have a Triton Inference Server serve the model as the exporter lays it out."""
+    environment = ROOT / ".venv" / "triton"
+    if not environment.exists():
+        pytest.skip(f"{environment} is not there: `make clients` installs the server")
+    config_path, path = repository_files(tmp_path / "repository", info)
+    config_path.write_text(triton_config(info))
+    shutil.copy(model_path, path)
+    (tmp_path / "work").mkdir()
+    with triton_server.serve(environment, tmp_path / "repository", tmp_path / "work") as client:
+        yield client
+
+
+@pytest.mark.clients
+def test_triton_serves_the_repository(triton, info, model_path):
+    address = f"/v2/models/{model_name(info)}"
+    config = triton.get(f"{address}/config").json()
+    assert config["max_batch_size"] == MAX_BATCH
+    assert ModelInfo.from_json(config["parameters"]["esvit"]["string_value"]) == info
+    side = info.preprocess.crop
+    pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), np.uint8)
+    tensor = {"name": INPUT, "datatype": "UINT8", "shape": pixels.shape, "data": pixels.tolist()}
+    answer = triton.post(f"{address}/infer", json={"inputs": [tensor]})
+    assert answer.status_code == 200, answer.text
+    session = onnxruntime.InferenceSession(model_path, providers=["CPUExecutionProvider"])
+    expected = dict(zip(OUTPUTS, session.run(list(OUTPUTS), {INPUT: pixels}), strict=True))
+    given = {output["name"]: output for output in answer.json()["outputs"]}
+    assert set(given) == set(OUTPUTS)
+    for name, output in given.items():
+        values = np.array(output["data"], np.float32).reshape(output["shape"])
+        np.testing.assert_array_equal(values, expected[name])
