@@ -154,18 +154,22 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
-def check_space(folder: Path, tensors: Mapping[str, Tensor], *, checkpoints: int = 2) -> None:
+def check_space(folder: Path, size: int, *, checkpoints: int) -> None:
     """Make sure, before a run, that the disk has room.
+
+    Args:
+        folder: On that disk.
+        size: Of one checkpoint, in bytes.
+        checkpoints: How many will be there at once.
 
     Raises:
         CheckpointNotWritten: if not.
     """
-    one = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    free = shutil.disk_usage(folder).free
-    if free < checkpoints * one:
+    free, needed = shutil.disk_usage(folder).free, checkpoints * size
+    if free < needed:
         raise CheckpointNotWritten(
             f"{folder} has {free / 1e6:,.0f} MB free; {checkpoints} checkpoints take "
-            f"{checkpoints * one / 1e6:,.0f} MB"
+            f"{needed / 1e6:,.0f} MB"
         )
 
 

@@ -59,6 +59,7 @@ def train(run: Run, monitor: Monitor, examiner: Examiner) -> int:
     meter, check = Meter(config.optim.batch), HealthCheck(config.crops.num_global)
     saved_at = time.monotonic()
     batches = run.feed.batches(state.step)
+    is_saved = True
     with contextlib.closing(batches), monitor, StopRequest() as stop:
         while state.step < run.schedule.num_steps:
             with meter.waiting():
@@ -77,13 +78,13 @@ def train(run: Run, monitor: Monitor, examiner: Examiner) -> int:
                 meter.restart()
             code = stop.exit_code()
             is_due = time.monotonic() - saved_at > 60 * config.checkpoint.every_minutes
-            is_saved = True
             if code is not None or run.is_at_epoch_end or is_due:
                 is_saved, saved_at = keep(run), time.monotonic()
             if code is not None:
                 logger.info("asked to stop at step %d", state.step)
                 return code if is_saved else 1
-    return finish(run)
+    finish(run)
+    return 0 if is_saved else 1
 
 
 def to_parts(run: Run, batch: Batch) -> list[list[Tensor]]:
@@ -152,14 +153,13 @@ def keep(run: Run) -> bool:
     return is_saved
 
 
-def finish(run: Run) -> int:
+def finish(run: Run) -> None:
     """Write the teacher and say where it is."""
     if distributed.is_main():
         path = run.config.out / TEACHER
         write_teacher(run, path)
         sys.stdout.write(f"{path}\n")
     distributed.barrier()
-    return 0
 
 
 def write_teacher(run: Run, path: Path) -> None:

@@ -145,10 +145,11 @@ def prepare(config: PretrainConfig) -> Run:
         state.step = config.init_epoch * feed.steps_per_epoch
         heads = sorted({name.split(".")[0] for name in fresh}) or ["none"]
         logger.info("weights of %s; fresh: %s", config.init, ", ".join(heads))
-    if distributed.is_main():
-        tensors = state_tensors(state)
-        if not list_checkpoints(config.out / CHECKPOINTS):  # two moments to each parameter come
-            check_space(config.out, tensors, checkpoints=4)
+    if distributed.is_main() and not list_checkpoints(config.out / CHECKPOINTS):
+        # A new one is written before the oldest goes.
+        check_space(
+            config.out, _checkpoint_bytes(state), checkpoints=config.checkpoint.keep_last + 1
+        )
     return run
 
 
@@ -199,6 +200,12 @@ def save(run: Run) -> bool:
     every = config.keep_every * run.feed.steps_per_epoch
     remove_old(folder, KeepRule(last=config.keep_last, every=every))
     return True
+
+
+def _checkpoint_bytes(state: TrainState) -> int:
+    """Give the size of the checkpoints of a run that has not begun: AdamW has no moments yet."""
+    trained = [x for x in state.student.parameters() if x.requires_grad]
+    return sum(x.nbytes for x in (*state_tensors(state).values(), *trained, *trained))
 
 
 def _resume(run: Run) -> bool:

@@ -5,10 +5,12 @@ import shutil
 import signal
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from tests.trainer.runs import assert_equal_runs, last_checkpoint, launch, smoke, wait_for_step
+from trainer.checkpoint import CheckpointNotWritten, save_checkpoint
 from trainer.pretrain import main
 
 COMMAND = [sys.executable, "-m", "trainer.pretrain"]
@@ -48,6 +50,36 @@ def test_killed_run_goes_on_as_if_unbroken(images, unbroken, tmp_path):
     assert 6 <= last_checkpoint(out).step < 10
     assert main(smoke(images, out)) == 0
     assert_equal_runs(out, unbroken)
+
+
+def test_disk_that_fills_up_ends_with_1_and_the_next_start_goes_on(
+    images, unbroken, tmp_path, monkeypatch, capfd
+):
+    def fill_up(folder, step, tensors, state):
+        if step == 10:
+            raise CheckpointNotWritten("step-000000010 could not be written")
+        return save_checkpoint(folder, step, tensors, state)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.run.save_checkpoint", fill_up)
+        assert main(smoke(images, out)) == 1
+    assert "could not be written; the last good checkpoint stays" in capfd.readouterr().err
+    assert (out / "teacher.safetensors").exists()
+    assert last_checkpoint(out).step == 5
+    assert main(smoke(images, out)) == 0
+    assert_equal_runs(out, unbroken)
+
+
+def test_disk_without_room_for_the_kept_checkpoints_and_a_new_one_is_refused(
+    images, unbroken, tmp_path, monkeypatch, capfd
+):
+    size = last_checkpoint(unbroken).path.stat().st_size
+    for free, code in ((3.9 * size, 2), (4 * size, 0)):
+        disk = SimpleNamespace(free=int(free))
+        monkeypatch.setattr("trainer.checkpoint.shutil.disk_usage", lambda _, disk=disk: disk)
+        assert main(smoke(images, tmp_path / str(code))) == code
+        assert ("MB free; 4 checkpoints take" in capfd.readouterr().err) == (code == 2)
 
 
 def test_cut_checkpoint_falls_back_to_the_one_before(images, unbroken, tmp_path, capfd):
