@@ -1,7 +1,7 @@
 """Command: serve a model file over HTTP.
 
-Exit codes: 0 after a shutdown that was asked for, 2 for bad settings, 3 if the model cannot be
-served.
+Exit codes: 0 after a shutdown that was asked for, 2 for bad settings and for an address that is
+taken, 3 if the model cannot be served.
 """
 
 import asyncio
@@ -17,10 +17,14 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
 from service.app import create_app
+from service.command_line import (
+    BadSettings,
+    check_address,
+    read_settings,
+    warn_of_unknown_variables,
+)
 from service.errors import ModelError
 from service.logs import set_up_logging
 from service.parity import PHOTOGRAPHS
@@ -68,16 +72,13 @@ class Server(uvicorn.Server):
 def main() -> int:
     """Serve until told to stop."""
     try:
-        settings = Settings(_cli_parse_args=True, _cli_kebab_case=True)  # type: ignore[call-arg]  # of pydantic-settings
-    except ValidationError as error:
-        for problem in error.errors(include_url=False):
-            name = ".".join(str(part) for part in problem["loc"])
-            print(f"setting {name}: {problem['msg']}", file=sys.stderr)  # noqa: T201  # before the log is set up
-        return 2
-    except SettingsError as error:  # an environment variable that should be JSON and is not
+        settings = read_settings(sys.argv[1:])
+        check_address(settings.host, settings.port)
+    except BadSettings as error:
         print(error, file=sys.stderr)  # noqa: T201  # before the log is set up
         return 2
     set_up_logging(settings.log_level, settings.log_format)
+    warn_of_unknown_variables()
     give_back_large_blocks()
     try:
         app = create_app(settings)

@@ -5,6 +5,7 @@ nothing is rounded and one bad picture costs no other its answer.
 """
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -34,6 +35,8 @@ OF_A_PICTURE = frozenset(
 """Codes of refusals that are a picture's own fault when it was sent alone."""
 
 PNG_MODES = frozenset(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"))
+
+ADDRESS = re.compile(r"[a-z]{2,}://|data:", re.IGNORECASE)
 
 
 class Refused(Exception):
@@ -95,11 +98,13 @@ def as_file(picture: Picture) -> bytes:
     """Give a picture as the bytes of an image file; what is not one yet becomes a PNG, upright.
 
     Raises:
-        OSError: if a path cannot be read.
+        OSError: if a path cannot be read, or is an address.
         TypeError: if it is nothing that a picture can be.
     """
     if isinstance(picture, bytes):
         return picture
+    if isinstance(picture, str) and ADDRESS.match(picture):
+        raise OSError("a picture is an address; expected a path, or the file's bytes")
     if isinstance(picture, str | Path):
         return Path(picture).read_bytes()
     if isinstance(picture, np.ndarray):
@@ -122,22 +127,13 @@ def batches(pictures: Iterable[Picture], batch_size: int) -> Iterator[list[bytes
     """Group pictures into batches of at most so many and at most `MAX_BATCH_BYTES`, lazily.
 
     A path that cannot be read is a `Refused` in its place.
+
+    Raises:
+        TypeError: if it is one picture instead of several.
     """
-    batch: list[bytes | Refused] = []
-    num_bytes = 0
-    for picture in pictures:
-        file = _read(picture)
-        size = 0 if isinstance(file, Refused) else len(file)
-        if batch and num_bytes + size > MAX_BATCH_BYTES:
-            yield batch
-            batch, num_bytes = [], 0
-        batch.append(file)
-        num_bytes += size
-        if len(batch) == batch_size:
-            yield batch
-            batch, num_bytes = [], 0
-    if batch:
-        yield batch
+    if _is_one(pictures):
+        raise TypeError(f"pictures is one {type(pictures).__name__}, expected a list of pictures")
+    return _group(pictures, batch_size)
 
 
 def embed_fields(
@@ -217,6 +213,32 @@ def read_refusal(status: int, body: bytes) -> Refused:
         return Refused(error["code"], error["message"], status)
     except (ValueError, LookupError, TypeError):
         return Refused("unknown", f"answer of status {status} that is not the service's", status)
+
+
+def _is_one(pictures: object) -> bool:
+    """Tell whether this is a picture itself; letters, bytes and rows of pixels are none."""
+    if isinstance(pictures, np.ndarray):
+        return pictures.ndim < 4 and pictures.dtype != object
+    return isinstance(pictures, str | Path | bytes | Image.Image)
+
+
+def _group(pictures: Iterable[Picture], batch_size: int) -> Iterator[list[bytes | Refused]]:
+    """Group pictures; see `batches`."""
+    batch: list[bytes | Refused] = []
+    num_bytes = 0
+    for picture in pictures:
+        file = _read(picture)
+        size = 0 if isinstance(file, Refused) else len(file)
+        if batch and num_bytes + size > MAX_BATCH_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append(file)
+        num_bytes += size
+        if len(batch) == batch_size:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
 
 
 def _read(picture: Picture) -> bytes | Refused:

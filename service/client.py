@@ -8,9 +8,10 @@
             ...
 
 `Client` is `AsyncClient` for programs without an event loop; the loop runs in a thread of its own.
-A client may be shared by threads. Needs the extra `client`.
+A client may be shared by threads and kept for good: it is closed with the program at the latest.
 """
 
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -61,9 +62,10 @@ class Client:
             concurrency=concurrency,
             retry=retry,
         )
-        self._exit = ExitStack()
-        self._portal = self._exit.enter_context(start_blocking_portal())
-        self._exit.callback(self._portal.call, self._client.aclose)
+        context = ExitStack()
+        self._portal = context.enter_context(start_blocking_portal())
+        context.callback(self._portal.call, self._client.aclose)
+        self._close = weakref.finalize(self, context.close)  # at exit too, while threads still run
 
     def embed(
         self,
@@ -132,8 +134,8 @@ class Client:
         return self._portal.call(self._client.info)
 
     def close(self) -> None:
-        """Close the connections and end the thread."""
-        self._exit.close()
+        """Close the connections and end the thread; nothing if that was done before."""
+        self._close()
 
     def __enter__(self) -> Self:
         return self

@@ -182,6 +182,6 @@ def _is_faithful(engine: Engine, settings: Settings, info: ModelInfo) -> bool:
     )
     shown = ", ".join(f"{name} {cosine:.5f}" for name, cosine in cosines.items())
     faithful = min(cosines.values()) >= MIN_COSINE
-    level = logging.INFO if faithful else logging.WARNING
-    logger.log(level, "%s keeps cosines to fp32 of %s", engine.precision, shown)
+    verdict = "bf16 is used" if faithful else f"not all {MIN_COSINE:g}, so fp32 is used"
+    logger.info("bf16: cosines to fp32 of %s: %s", shown, verdict)
     return faithful

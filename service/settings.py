@@ -213,8 +213,11 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _keys_can_be_used(self) -> Self:
         """A key that is short can be guessed; a file that cannot be read must not open the door."""
-        if any(len(key) < MIN_KEY_LENGTH or not key.isascii() for key in self.keys()):
-            raise ValueError(f"an API key is ASCII of at least {MIN_KEY_LENGTH} characters")
+        for place, key in self._named_keys():
+            if len(key) < MIN_KEY_LENGTH or not key.isascii():
+                raise ValueError(
+                    f"{place}: an API key is ASCII of at least {MIN_KEY_LENGTH} characters"
+                )
         if self.api_keys_file is not None and not self.keys():
             raise ValueError("api_keys_file holds no key")
         return self
@@ -228,14 +231,25 @@ class Settings(BaseSettings):
 
     def keys(self) -> tuple[str, ...]:
         """Give the API keys of setting and file; none means that no key is asked for."""
-        keys = [key.get_secret_value() for key in self.api_keys]
+        return tuple(key for _, key in self._named_keys())
+
+    def _named_keys(self) -> list[tuple[str, str]]:
+        """Give each API key with the place that it stands in."""
+        keys = [
+            (f"api_keys, number {number}", key.get_secret_value())
+            for number, key in enumerate(self.api_keys, 1)
+        ]
         if self.api_keys_file is not None:
             try:
                 lines = self.api_keys_file.read_text().splitlines()
             except (OSError, UnicodeError) as error:
                 raise ValueError("api_keys_file cannot be read") from error
-            keys += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        return tuple(keys)
+            keys += [
+                (f"api_keys_file, line {number}", line.strip())
+                for number, line in enumerate(lines, 1)
+                if line.strip() and not line.startswith("#")
+            ]
+        return keys
 
     @property
     def num_threads(self) -> int:

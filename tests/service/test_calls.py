@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from PIL import Image
 
 from service import calls
 from service.calls import Refused, as_file, batches, read_refusal
+from tests.service.known import SQUARE, A
 from tests.service.pictures import png, scene
 
 
@@ -71,3 +73,23 @@ def test_a_path_that_cannot_be_read_is_refused_in_its_place(tmp_path):
 def test_an_answer_that_is_not_the_services_is_a_refusal_all_the_same(body):
     refusal = read_refusal(502, body)
     assert (refusal.code, refusal.status) == ("unknown", 502)
+
+
+@pytest.mark.parametrize(
+    "one", ["a.jpg", Path("a.jpg"), A, SQUARE, np.asarray(SQUARE), np.asarray(SQUARE)[..., 0]]
+)
+def test_one_picture_is_not_several(one):
+    with pytest.raises(TypeError, match="expected a list of pictures"):
+        batches(one, 4)
+
+
+def test_an_array_of_pictures_is_several():
+    pictures = np.stack([np.asarray(SQUARE)] * 3)
+    assert [len(batch) for batch in batches(pictures, 2)] == [2, 1]
+
+
+@pytest.mark.parametrize("address", ["https://example.org/a.jpg", "data:image/png;base64,AA=="])
+def test_an_address_is_no_path(address):
+    ((refused,),) = batches([address], 4)
+    assert refused.code == "unreadable_file"
+    assert "expected a path" in str(refused)

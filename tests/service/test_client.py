@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -178,6 +180,20 @@ def test_a_client_is_shared_by_threads(ours):
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda picture: ours.embed([picture])[0], pictures))
     np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("use", ["pass", "client.embed([sys.argv[2]])", "del client"])
+def test_a_program_may_end_without_closing_its_client(url, tmp_path, use):
+    (tmp_path / "a.png").write_bytes(A)
+    program = f"import sys; from service.client import Client; client = Client(sys.argv[1]); {use}"
+    command = [sys.executable, "-c", program, url, str(tmp_path / "a.png")]
+    done = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_client_may_be_closed_twice(url):
+    with Client(url) as client:
+        client.close()
 
 
 def test_sizes_below_one_are_refused():

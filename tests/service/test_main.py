@@ -12,6 +12,7 @@ import uvicorn
 
 from service.__main__ import Server
 from service.app import create_app
+from service.command_line import check_address, warn_of_unknown_variables
 from tests.service.pictures import png, scene
 from tests.service.server import read_until
 
@@ -102,7 +103,7 @@ def test_an_engine_that_cannot_be_had_is_3(run_main, capsys, model_path):
         ("ESVIT_MAX_IMAGES", "0", "setting max_images: "),
         ("ESVIT_DEADLINE_S", "-1", "setting deadline_s: "),
         ("ESVIT_IMAGE_FORMATS", "JPEG,EPS", "setting image_formats: "),
-        ("ESVIT_API_KEYS", "too-short", "API key"),
+        ("ESVIT_API_KEYS", "long-enough-to-be-one,too-short", "settings: api_keys, number 2: "),
         ("ESVIT_API_KEYS_FILE", "/nowhere/keys", "api_keys_file cannot be read"),
         ("ESVIT_URL_SCHEMES", "file", "setting url_schemes: "),
         ("ESVIT_URL_NETWORKS", "10.0.0.300", "setting url_networks"),
@@ -117,11 +118,67 @@ def test_a_bad_setting_is_2_and_named(run_main, monkeypatch, capsys, variable, v
     assert error.count("\n") == 1
 
 
-def test_an_unknown_argument_is_2(run_main, capsys):
+def test_a_bad_key_of_a_file_is_2_and_its_line_is_named(run_main, tmp_path, capsys):
+    path = tmp_path / "keys.txt"
+    path.write_text("# ours\n\nlong-enough-to-be-one\ntoo-short\n")
+    assert run_main("--api-keys-file", str(path)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("settings: api_keys_file, line 4: ")
+    assert "too-short" not in error
+
+
+def test_a_port_that_is_taken_is_2_before_the_model_is_looked_at(run_main, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert run_main("--model", "nowhere.onnx", "--port", str(port)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"settings host, port: 127.0.0.1:{port} cannot be listened on: ")
+    assert "ESVIT_PORT" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "not..a.host", "nowhere.invalid"])
+def test_a_host_that_is_not_here_is_2(run_main, capsys, host):
+    assert run_main("--model", "nowhere.onnx", "--host", host, "--port", "0") == 2
+    error = capsys.readouterr().err
+    assert host in error
+    assert error.count("\n") == 1
+
+
+def test_every_address_of_a_host_can_be_listened_on():
+    for host in ("localhost", "0.0.0.0", "127.0.0.1"):  # not for long
+        check_address(host, 0)
+
+
+def test_a_variable_that_is_no_setting_is_told_of(monkeypatch, caplog):
+    monkeypatch.setenv("ESVIT_MAX_IMAGE", "3")
+    monkeypatch.setenv("ESVIT_MAX_IMAGES", "3")
+    warn_of_unknown_variables()
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == (
+        "the environment variable ESVIT_MAX_IMAGE is no setting of the service; "
+        "is ESVIT_MAX_IMAGES meant?"
+    )
+
+
+@pytest.mark.parametrize("argument", ["--nonsense", "--max-image"])
+def test_an_unknown_argument_is_2(run_main, capsys, argument):
     with pytest.raises(SystemExit) as caught:
-        run_main("--nonsense")
+        run_main(argument)
     assert caught.value.code == 2
-    assert "--nonsense" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert argument in error
+    assert error.count("\n") == 2
+
+
+def test_help_is_for_people(run_main, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_main("--help")
+    assert caught.value.code == 0
+    help = capsys.readouterr().out
+    assert help.startswith("usage: python -m service [--SETTING VALUE ...]\n")
+    assert "ESVIT_MAX_IMAGES=16" in help
+    assert "--max-images int" in help
 
 
 def test_a_signal_makes_the_service_not_ready_and_is_not_raised_again(settings):
