@@ -41,17 +41,30 @@ IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
 
 MAX_PROBLEM_LENGTH = 200
 
+MAX_FILE_NAME = 300
+"""Characters of a file's name that are kept."""
+
 
 class Inputs(NamedTuple):
     """What a request holds.
 
     Attributes:
         images: For each image its file's bytes, its address, or why there is neither.
+        file_names: What each one's file is called in a form, "" where nothing is said.
         fields: Options by name, not yet validated.
     """
 
     images: list[Source]
+    file_names: list[str]
     fields: Fields
+
+
+class _File(NamedTuple):
+    """A file part of a form: the part's name, and the file's."""
+
+    part: str
+    file_name: str
+    data: bytes
 
 
 async def read_inputs(
@@ -71,16 +84,16 @@ async def read_inputs(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     fields = _once_each(request.query_params.multi_items())
     if kind == "multipart/form-data":
-        images, more = await _read_multipart(request, max_images, names)
+        inputs = await _read_multipart(request, max_images, names)
     else:
         body = await read_body(request)
         if kind == "application/json":
-            images, more = _read_json(body, max_images, names)
+            inputs = _read_json(body, max_images, names)
         else:
-            images, more = [_read_raw(body, kind)], {}
-    if twice := fields.keys() & more.keys():
+            inputs = Inputs([_read_raw(body, kind)], [""], {})
+    if twice := fields.keys() & inputs.fields.keys():
         raise _given_twice(sorted(twice)[0])
-    return Inputs(images, fields | more)
+    return inputs._replace(fields=fields | inputs.fields)
 
 
 async def read_fields(request: Request) -> Fields:
@@ -161,7 +174,7 @@ def _read_raw(body: bytes, kind: str) -> bytes:
 
 async def _read_multipart(
     request: Request, max_images: int, names: tuple[str, ...] | None
-) -> tuple[list[Source], Fields]:
+) -> Inputs:
     """Take the file parts of a form as images and the others as options."""
     parser = _MemoryParser(
         request.headers,
@@ -172,7 +185,11 @@ async def _read_multipart(
     )
     try:
         parts = (await parser.parse()).multi_items()
-        files = [(name, await part.read()) for name, part in parts if isinstance(part, UploadFile)]
+        files = [
+            _File(name, _file_name(part.filename), await part.read())
+            for name, part in parts
+            if isinstance(part, UploadFile)
+        ]
     except MultiPartException as error:
         if "Too many files" in error.message:
             raise _too_many(max_images) from error
@@ -187,19 +204,23 @@ async def _read_multipart(
     if names is not None:
         files = _in_order(files, names)
     _check_count(len(files), max_images)
-    return [data for _, data in files], fields
+    return Inputs([file.data for file in files], [file.file_name for file in files], fields)
 
 
-def _in_order(files: list[tuple[str, bytes]], names: tuple[str, ...]) -> list[tuple[str, bytes]]:
+def _in_order(files: list[_File], names: tuple[str, ...]) -> list[_File]:
     """Sort the files of a form by the names that are expected; other names keep their order."""
-    if {name for name, _ in files} == set(names):
-        return sorted(files, key=lambda file: names.index(file[0]))
+    if {file.part for file in files} == set(names):
+        return sorted(files, key=lambda file: names.index(file.part))
     return files
 
 
-def _read_json(
-    body: bytes, max_images: int, names: tuple[str, ...] | None
-) -> tuple[list[Source], Fields]:
+def _file_name(given: str | None) -> str:
+    """Give the last part of a file's name as a form says it, short and of printable characters."""
+    name = re.split(r"[/\\]", given or "")[-1]
+    return "".join(letter for letter in name if letter.isprintable())[:MAX_FILE_NAME]
+
+
+def _read_json(body: bytes, max_images: int, names: tuple[str, ...] | None) -> Inputs:
     """Take images and options from a JSON object."""
     fields = read_object(body)
     if names is None:
@@ -211,7 +232,7 @@ def _read_json(
         if None in sources:
             missing = names[sources.index(None)]
             raise InvalidRequest("expected an image", field=missing)
-    return read_sources(sources, max_images), fields
+    return Inputs(read_sources(sources, max_images), [""] * len(sources), fields)
 
 
 def read_sources(sources: list[Any], max_images: int) -> list[Source]:

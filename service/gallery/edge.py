@@ -7,7 +7,7 @@ returns, so a kill takes nothing away.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from service.gallery.points import (
 )
 from service.gallery.store import (
     EMBEDDING,
+    NAME,
     REGIONS,
     THUMBNAIL,
     Entry,
@@ -70,6 +71,12 @@ class EdgeStore:
             for entry in entries
         ]
         self._shard.update(qdrant.UpdateOperation.upsert_points(points))
+        self._shard.flush()
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call pictures something else, by id."""
+        for id, name in names.items():
+            self._shard.update(qdrant.UpdateOperation.set_payload([id], {NAME: name}))
         self._shard.flush()
 
     def known(self, ids: Sequence[str]) -> list[Picture]:

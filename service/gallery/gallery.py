@@ -6,7 +6,7 @@ client or by another, before or after a crash, is the same picture and is there 
 
 import hashlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple, TypeVar
 
@@ -77,6 +77,11 @@ class Gallery:
             GalleryFull: if there would be too many.
         """
         await self._wait(lambda: self._put(made))
+
+    async def rename(self, names: Mapping[str, str]) -> None:
+        """Call pictures something else, by id."""
+        if names:
+            await self._wait(lambda: self._store.rename(names))
 
     async def count(self) -> int:
         """Give how many pictures there are."""

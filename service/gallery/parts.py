@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from service.contract import ModelInfo
 from service.correspond import RegionMap, correspond
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, PointOutOfBounds
 from service.preprocess import Geometry
 from service.regions import is_visible, region_boxes, region_centers, source_to_cells
 
@@ -86,7 +86,12 @@ def cells_in(info: ModelInfo, shown: Shown, box: Box) -> NDArray[np.intp]:
     cells = np.flatnonzero(inside & shown.regions.visible)
     if len(cells) == 0:
         middle = np.array([[(left + right) / 2, (top + bottom) / 2]])
-        ((column, row),) = source_to_cells(middle, shown.geometry, info.grid, side).astype(np.intp)
+        try:
+            ((column, row),) = source_to_cells(middle, shown.geometry, info.grid, side).astype(int)
+        except PointOutOfBounds as error:
+            raise PointOutOfBounds(
+                "the box lies outside what the model sees of the picture", field="box"
+            ) from error
         cells = np.array([row * info.grid[1] + column])
     return cells
 

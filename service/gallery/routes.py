@@ -36,7 +36,7 @@ async def index(request: Request) -> Response:
     options = read_options(schemas.IndexOptions, inputs.fields)
     if options.names is not None and len(options.names) != len(inputs.images):
         raise InvalidRequest(f"expected {len(inputs.images)} names", field="names")
-    taken = await take_in(pipeline, gallery, inputs.images, options)
+    taken = await take_in(pipeline, gallery, inputs, options)
     images = [
         item and {"index": i, **_picture(item.picture), "known": item.is_known}
         for i, item in enumerate(taken.images)

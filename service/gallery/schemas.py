@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from service.inputs import MAX_FILE_NAME
 from service.preprocess import Fit
 from service.schemas import Answer, Coordinate, ErrorDetail, ImageSource, PictureSize
 
@@ -26,7 +27,7 @@ def _read_json(value: object) -> object:
 
 
 Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$")]
-Name = Annotated[str, StringConstraints(max_length=300)]
+Name = Annotated[str, StringConstraints(max_length=MAX_FILE_NAME)]
 Names = Annotated[list[Name], Field(fail_fast=True), BeforeValidator(_read_json)]
 Ids = Annotated[list[Id], Field(max_length=MAX_IDS, fail_fast=True)]
 BoxInPixels = Annotated[
@@ -44,12 +45,16 @@ class GalleryOptions(BaseModel):
 class IndexOptions(GalleryOptions):
     """Options of `POST /gallery/index`."""
 
-    fit: Fit = Field("crop", description="what the model sees of the pictures, as elsewhere")
+    fit: Fit = Field(
+        "stretch", description="what the model sees of the pictures; the whole of them by default"
+    )
     on_error: Literal["null", "fail"] = Field(
         "null", description="of several images one is bad: keep the others, or none"
     )
     names: Names | None = Field(
-        None, description="what the pictures are called, as many as there are pictures"
+        None,
+        description="what the pictures are called, as many as there are pictures; without, the "
+        "names of a form's files",
     )
 
 
@@ -70,7 +75,9 @@ class LookOptions(GalleryOptions):
 class SearchOptions(LookOptions):
     """Options of `POST /gallery/search`."""
 
-    fit: Fit = Field("crop", description="what the model sees of the query, as elsewhere")
+    fit: Fit = Field(
+        "stretch", description="what the model sees of the query: best the same as of the pictures"
+    )
 
 
 class SimilarOptions(LookOptions):

@@ -1,6 +1,6 @@
 """The gallery on a Qdrant server, which any number of services share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from service.gallery.points import (
 )
 from service.gallery.store import (
     EMBEDDING,
+    NAME,
     REGIONS,
     THUMBNAIL,
     Entry,
@@ -71,6 +72,16 @@ class ServerStore:
             for entry in entries
         ]
         self._ask(lambda: self._client.upsert(self._name, points, wait=True))
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call pictures something else, by id."""
+        renamed = [
+            models.SetPayloadOperation(
+                set_payload=models.SetPayload(payload={NAME: name}, points=[id])
+            )
+            for id, name in names.items()
+        ]
+        self._ask(lambda: self._client.batch_update_points(self._name, renamed, wait=True))
 
     def known(self, ids: Sequence[str]) -> list[Picture]:
         """Give those of the pictures that are there."""

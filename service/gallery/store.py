@@ -6,7 +6,7 @@ what is told of it. Similarities are cosines, so stores may keep vectors at unit
 Shape letters: N queries, V visible regions of a picture, C channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +22,9 @@ FORMAT = 1
 
 EMBEDDING, REGIONS = "embedding", "regions"
 """Names of a point's vectors."""
+
+NAME = "name"
+"""Name of the part of `About` that may change."""
 
 THUMBNAIL = "thumbnail"
 """Name of the largest part of what is told of a picture, left out unless it is asked for."""
@@ -129,6 +132,9 @@ class Store(Protocol):
 
     def put(self, entries: Sequence[Entry]) -> None:
         """Keep pictures, in place of those of the same ids; on return they outlast a kill."""
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call pictures something else, by id; ids that are not there are passed over."""
 
     def known(self, ids: Sequence[str]) -> list[Picture]:
         """Give those of the pictures that are there."""

@@ -41,6 +41,7 @@ class FakeQdrant:
             ("POST", f"{POINTS}/query", self._query),
             ("POST", f"{POINTS}/query/batch", self._query_batch),
             ("POST", f"{POINTS}/delete", self._delete),
+            ("POST", f"{POINTS}/batch", self._batch),
         ):
             self.app.add_api_route(path, answering(act), methods=[method])
 
@@ -70,6 +71,10 @@ class FakeQdrant:
     def _delete(self, name: str, request: Request, body: bytes) -> object:
         selected = TypeAdapter(models.PointsSelector).validate_json(body)
         return written(request, lambda: self.memory.delete(name, selected))
+
+    def _batch(self, name: str, request: Request, body: bytes) -> object:
+        asked = models.UpdateOperations.model_validate_json(body).operations
+        return written(request, lambda: self.memory.batch_update_points(name, asked))
 
     def _retrieve(self, name: str, request: Request, body: bytes) -> object:
         asked = models.PointRequest.model_validate_json(body)

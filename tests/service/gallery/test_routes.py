@@ -53,8 +53,9 @@ def test_images_come_in_three_forms(gallery, post):
     images = PICTURES[0] if post is post_raw else PICTURES[:2]
     answer = post(gallery, "/gallery/index", images, fit="stretch").json()
     assert answer["count"] == (1 if post is post_raw else 2)
+    name = "name" if post is post_form else ""  # the file's, where a form says one
     assert answer["images"][0] | {"id": None} == {
-        "index": 0, "id": None, "name": "", "width": 96, "height": 72, "fit": "stretch",
+        "index": 0, "id": None, "name": name, "width": 96, "height": 72, "fit": "stretch",
         "known": False,
     }  # fmt: skip
 
@@ -66,9 +67,60 @@ def test_what_is_there_is_neither_computed_nor_kept_again(gallery):
     before = count_of(gallery, inferred)
     answer = post_form(gallery, "/gallery/index", PICTURES[1:4]).json()
     assert [image["known"] for image in answer["images"]] == [True, True, False]
-    assert [image["name"] for image in answer["images"]] == ["b", "c", ""]
+    assert [image["name"] for image in answer["images"]] == ["b", "c", "name"]
     assert answer["count"] == 4
     assert count_of(gallery, inferred) == before + 1
+
+
+def test_pictures_are_called_as_their_files(gallery):
+    parts = [
+        ("file", ("../../a b/cat.png", PICTURES[0])),
+        ("file", ("C:\\pictures\\x\x00" + "y" * 400, PICTURES[1])),
+        ("file", ("ü.png", PICTURES[2])),
+    ]
+    answer = gallery.post("/gallery/index", files=parts).json()
+    assert [image["name"] for image in answer["images"]] == ["cat.png", "x" + "y" * 299, "ü.png"]
+    listed = {picture["name"] for picture in gallery.get("/gallery").json()["pictures"]}
+    assert "cat.png" in listed
+
+
+def test_names_that_are_given_rename_what_is_there(gallery):
+    post_raw(gallery, "/gallery/index", PICTURES[0])
+    before = count_of(gallery, "esvit_images_total")
+
+    def name_after(names: str | None, file_name: str) -> str:
+        data = {} if names is None else {"names": names}
+        files = {"file": (file_name, PICTURES[0])}
+        (image,) = gallery.post("/gallery/index", files=files, data=data).json()["images"]
+        assert image["known"]
+        (picture,) = gallery.get("/gallery").json()["pictures"]
+        assert picture["name"] == image["name"]
+        return image["name"]
+
+    assert name_after(None, "a.png") == "a.png"  # there was none
+    assert name_after(None, "b.png") == "a.png"  # a file of another name is the same picture
+    assert name_after('["c"]', "b.png") == "c"
+    assert count_of(gallery, "esvit_images_total") == before
+
+
+def test_a_picture_of_another_fit_keeps_its_name(gallery):
+    index(gallery, PICTURES[:1], names=["a"])
+    (picture,) = post_raw(gallery, "/gallery/index", PICTURES[0], fit="pad").json()["images"]
+    assert (picture["name"], picture["fit"], picture["known"]) == ("a", "pad", False)
+
+
+def test_pictures_are_seen_whole_unless_asked_otherwise(gallery):
+    (id,) = index(gallery, PICTURES[:1])
+    answer = post_raw(gallery, "/gallery/search", PICTURES[0]).json()
+    (picture,) = answer["results"]
+    assert (picture["id"], picture["fit"]) == (id, "stretch")
+    assert picture["score"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_box_outside_is_refused_by_its_name(gallery):
+    index(gallery, PICTURES[:1])
+    answer = post_raw(gallery, "/gallery/search", PICTURES[0], fit="crop", box="[0, 0, 2, 2]")
+    assert refused(answer, 422, "region_out_of_bounds")["field"] == "box"
 
 
 def count_of(client: httpx.Client, series: str) -> float:

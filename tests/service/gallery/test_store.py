@@ -84,6 +84,19 @@ def test_pages_lead_through_all_pictures_once(store):
     assert seen == [id_of(number) for number in range(1, 8)]
 
 
+def test_a_picture_that_is_renamed_keeps_all_else(store):
+    store.put([entry(1), entry(2)])
+    store.rename({id_of(2): "another", id_of(9): "nowhere"})
+    pictures = {picture.id: picture.about for picture in store.page(None, 9)[0]}
+    assert pictures == {
+        id_of(1): entry(1).picture.about,
+        id_of(2): entry(2).picture.about._replace(name="another"),
+    }
+    assert store.thumbnail(id_of(2)) == b"jpeg 2"
+    found = store.search(entry(2).embedding[None], 1, None)[0]
+    assert [item.picture.about.name for item in found] == ["another"]
+
+
 def test_what_was_deleted_is_gone(store):
     store.put([entry(number) for number in range(1, 5)])
     store.delete([id_of(1), id_of(3), id_of(9)])
