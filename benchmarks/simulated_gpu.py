@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from service.__main__ import serve
 from service.app import create_app
-from service.contract import ModelInfo, Output
+from service.contract import OUTPUTS, ModelInfo, Output
 from service.model_file import read_model_info
 from service.settings import Settings
 
@@ -23,6 +23,7 @@ class SimulatedGpu:
     max_batch = 32
     patience_s = 0.0
     uses_cpu = False
+    compiled: Sequence[Output] = OUTPUTS
 
     def __init__(self, info: ModelInfo) -> None:
         """Take the shapes of the outputs from a model file."""

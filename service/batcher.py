@@ -111,10 +111,10 @@ class Batcher:
     def start(self) -> None:
         """Start the threads; to be called on the event loop that will submit."""
         self._loop = asyncio.get_running_loop()
-        self._metrics.queued.set_function(lambda: self._jobs.qsize() + self._items.qsize())
-        self._metrics.in_flight.set_function(lambda: self._num_accepted)
         for thread in (*self._decoders, *self._runners):
             thread.start()
+        self._metrics.queued.set_function(lambda: self._jobs.qsize() + self._items.qsize())
+        self._metrics.in_flight.set_function(lambda: self._num_accepted)
 
     def stop(self) -> None:
         """Let the threads finish what was accepted, then end them."""
@@ -249,25 +249,24 @@ class Batcher:
         try:
             pixels = np.stack([item.prepared.pixels for item in batch])
             arrays = self._infer(pixels, outputs, is_alone=self._num_accepted == 1)
-        except Exception:  # whatever the engine raises, the callers must be told
+            ended = time.perf_counter()
+            unit = {name: normalize(array) for name, array in arrays.items() if array.ndim == 2}
+            answers: list[Answer] = [
+                (item.ticket, item.position, cut_out(item, row, arrays, unit))
+                for row, item in enumerate(batch)
+            ]
+        except Exception:  # whatever goes wrong, the callers must be told, and the thread go on
             logger.exception("inference failed")
             self._answer(
                 [(item.ticket, item.position, ServiceError("internal error")) for item in batch]
             )
             return
-        ended = time.perf_counter()
         for item in batch:
             item.ticket.phases.add(Phase("queue", item.decoded_at, started))
             item.ticket.phases.add(Phase("inference", started, ended))
         self._metrics.inference_seconds.observe(ended - started)
         self._metrics.batch_images.observe(len(batch))
-        unit = {name: normalize(array) for name, array in arrays.items() if array.ndim == 2}
-        self._answer(
-            [
-                (item.ticket, item.position, cut_out(item, row, arrays, unit))
-                for row, item in enumerate(batch)
-            ]
-        )
+        self._answer(answers)
 
     def _answer(self, answers: list[Answer]) -> None:
         """Carry results over to the event loop, all in one call."""

@@ -34,6 +34,7 @@ class Engine(Protocol):
         max_batch: How many images a call should have at most.
         patience_s: How long a runner should wait for images that are just being decoded.
         uses_cpu: Whether it computes on the cores that decode.
+        compiled: The outputs that a run gives without anything being compiled first.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Engine(Protocol):
     max_batch: int
     patience_s: float
     uses_cpu: bool
+    compiled: Sequence[Output]
 
     def run(
         self, pixels: NDArray[np.uint8], outputs: Sequence[Output], *, is_alone: bool = False
@@ -71,19 +73,18 @@ def load_engine(settings: Settings, info: ModelInfo) -> Engine:
     return engine
 
 
-def warm_up(engine: Engine, info: ModelInfo, outputs: Sequence[Output]) -> None:
+def warm_up(engine: Engine, info: ModelInfo) -> None:
     """Run a photograph through an engine and hold what comes out against the model's passport.
 
     Args:
-        engine: What runs the model.
+        engine: What runs the model; it is asked for what it has compiled.
         info: The model's passport.
-        outputs: What to ask for.
 
     Raises:
         ModelError: if the engine cannot run the model, or gives other shapes than the passport or
             numbers that are not finite.
     """
-    for name, array in _run_once(engine, info, outputs).items():
+    for name, array in _run_once(engine, info, engine.compiled).items():
         if not np.isfinite(array).all():
             raise ModelError(f"the model gives {name} with NaN or infinite numbers")
 
@@ -97,13 +98,22 @@ def _run_once(
     except Exception as error:  # each engine raises classes of its own
         raise ModelError(f"the model does not run on {engine.name}: {error}") from error
     for name in outputs:
-        given, promised = arrays[name].shape, (1, *info.outputs[name])
-        if given != promised:
-            raise ModelError(
-                f"the model gives {name} {given}, its passport says {promised}; "
-                "export it again with trainer.export_onnx"
-            )
+        _check_shape(info, name, arrays[name].shape[1:])
     return arrays
+
+
+def _check_shape(info: ModelInfo, name: Output, given: tuple[int, ...]) -> None:
+    """Hold an output's shape for one image against the passport.
+
+    Raises:
+        ModelError: if it is another.
+    """
+    promised = info.outputs[name]
+    if given != promised:
+        raise ModelError(
+            f"the model gives {name} {given}, its passport says {promised}; "
+            "export it again with trainer.export_onnx"
+        )
 
 
 def _choose_device(settings: Settings) -> Literal["cuda", "cpu"]:
@@ -152,33 +162,36 @@ def _load_openvino(settings: Settings, info: ModelInfo) -> Engine:
             raise ModelError(
                 f"ESVIT_PRECISION={settings.precision}, but this CPU has only {supported}"
             )
-        return _openvino(settings, settings.precision)
+        return _openvino(settings, info, settings.precision)
     if "bf16" not in supported:
-        return _openvino(settings, "fp32")
+        return _openvino(settings, info, "fp32")
     # Asked of an engine that is thrown away: the served one compiles only what it is asked for.
-    trial = _openvino(settings, "bf16")
+    trial = _openvino(settings, info, "bf16")
     _run_once(trial, info, OUTPUTS)
     is_faithful = _is_faithful(trial, settings, info)
-    return _openvino(settings, "bf16" if is_faithful else "fp32")
+    return _openvino(settings, info, "bf16" if is_faithful else "fp32")
 
 
-def _openvino(settings: Settings, precision: str) -> Engine:
-    """Load into OpenVINO at one precision."""
+def _openvino(settings: Settings, info: ModelInfo, precision: str) -> Engine:
+    """Load into OpenVINO at one precision; what is compiled later has the passport's shapes too."""
     from service.engine_openvino import OpenVinoEngine
 
-    return OpenVinoEngine(
+    engine = OpenVinoEngine(
         settings.model,
         precision=precision,
         num_threads=settings.num_threads,
         max_batch=settings.max_batch,
     )
+    for name, shape in engine.shapes.items():
+        _check_shape(info, name, shape)
+    return engine
 
 
 def _is_faithful(engine: Engine, settings: Settings, info: ModelInfo) -> bool:
     """Hold an engine's outputs on real photographs against full precision."""
     pixels = photograph_pixels(info.preprocess)
     cosines = least_cosines(
-        engine.run(pixels, OUTPUTS), _openvino(settings, "fp32").run(pixels, OUTPUTS)
+        engine.run(pixels, OUTPUTS), _openvino(settings, info, "fp32").run(pixels, OUTPUTS)
     )
     shown = ", ".join(f"{name} {cosine:.5f}" for name, cosine in cosines.items())
     faithful = min(cosines.values()) >= MIN_COSINE

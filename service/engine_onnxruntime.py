@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from service.contract import INPUT, Output
+from service.contract import INPUT, OUTPUTS, Output
 from service.errors import ModelError
 
 CUDA_MAX_BATCH = 32
@@ -27,6 +27,7 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
     patience_s = 0.0
+    compiled: Sequence[Output] = OUTPUTS
 
     def __init__(
         self,

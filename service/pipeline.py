@@ -188,7 +188,7 @@ def load_pipeline(
     """
     info = read_model_info(settings.model)
     engine = engine or load_engine(settings, info)
-    warm_up(engine, info, ["embedding", "regions", "attention"])
+    warm_up(engine, info)
     return Pipeline(settings, info, engine, metrics, trace)
 
 

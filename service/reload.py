@@ -104,13 +104,11 @@ class Reloader:
         self._tried = sign(self._path)
         try:
             pipeline = await anyio.to_thread.run_sync(self._load)
+            if sign(self._path) != self._tried:
+                raise ModelError("the model file changed while it was loaded")
+            self._swap(pipeline)
         except Exception as error:  # a bad file must not take down what serves
             self._refuse(error)
-            return
-        if sign(self._path) != self._tried:
-            self._refuse(ModelError("the model file changed while it was loaded"))
-            return
-        self._swap(pipeline)
 
     async def close(self) -> None:
         """End the threads of all pipelines, when no call is under way any more."""

@@ -241,13 +241,14 @@ class Settings(BaseSettings):
         ]
         if self.api_keys_file is not None:
             try:
-                lines = self.api_keys_file.read_text().splitlines()
+                text = self.api_keys_file.read_text()
             except (OSError, UnicodeError) as error:
                 raise ValueError("api_keys_file cannot be read") from error
+            lines = [line.strip() for line in text.splitlines()]
             keys += [
-                (f"api_keys_file, line {number}", line.strip())
+                (f"api_keys_file, line {number}", line)
                 for number, line in enumerate(lines, 1)
-                if line.strip() and not line.startswith("#")
+                if line and not line.startswith("#")
             ]
         return keys
 

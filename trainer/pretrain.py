@@ -77,7 +77,8 @@ def train(run: Run, monitor: Monitor, examiner: Examiner) -> int:
                 monitor.write(state.step, examiner.measure(run.teacher_backbone))
                 meter.restart()
             code = stop.exit_code()
-            is_due = time.monotonic() - saved_at > 60 * config.checkpoint.every_minutes
+            minutes = (time.monotonic() - saved_at) / 60
+            is_due = distributed.largest(minutes > config.checkpoint.every_minutes)
             if code is not None or run.is_at_epoch_end or is_due:
                 is_saved, saved_at = keep(run), time.monotonic()
             if code is not None:

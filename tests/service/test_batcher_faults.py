@@ -5,6 +5,7 @@ import weakref
 import numpy as np
 import pytest
 
+from service import batcher as batcher_module
 from service.batcher import Batcher
 from service.errors import DeadlineExceeded, Overloaded, ServiceError, UndecodableImage
 from service.metrics import Metrics
@@ -212,6 +213,24 @@ def test_pictures_of_different_shapes_fail_without_ending_the_runner():
 
     failed, after = asyncio.run(main())
     assert [result.status for result in failed] == [500, 500]
+    assert after == [3]
+
+
+def test_results_that_cannot_be_read_are_told_to_their_callers_and_the_runner_lives_on(monkeypatch):
+    real = batcher_module.normalize
+
+    def fail_once(array):
+        monkeypatch.setattr(batcher_module, "normalize", real)
+        raise MemoryError
+
+    async def main():
+        async with running(FakeEngine(), num_decoders=1) as (batcher, _):
+            monkeypatch.setattr(batcher_module, "normalize", fail_once)
+            (failed,) = await submit(batcher, image(2))
+            return failed, values(await submit(batcher, image(3)))
+
+    failed, after = asyncio.run(main())
+    assert failed.message == "internal error"
     assert after == [3]
 
 

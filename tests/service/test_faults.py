@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.app import create_app
-from service.contract import ModelInfo
+from service.contract import OUTPUTS, ModelInfo
 from tests.service.calls import post_form, post_raw, refused
 from tests.service.pictures import png, scene
 from tests.service.server import serve
@@ -26,6 +26,7 @@ class Engine:
 
     name, provider, precision = "fake", "fake", "fp32"
     num_runners, max_batch, patience_s, uses_cpu = 1, 4, 0.0, True
+    compiled = OUTPUTS
 
     def __init__(self, info: ModelInfo = INFO) -> None:
         self.shapes = info.outputs

@@ -65,7 +65,7 @@ def refused(call, *args, **options) -> ServiceError:
 )
 def test_a_raw_body_is_one_image(content_type):
     inputs = read(A, content_type, query=b"fit=pad")
-    assert inputs == ([A], {"fit": "pad"})
+    assert inputs == ([A], [""], {"fit": "pad"})
 
 
 @pytest.mark.parametrize("data", [A, B, b"RIFF...."])
@@ -103,7 +103,7 @@ def test_json_images_come_in_order_in_both_forms():
             "fit": "stretch",
         }
     )
-    assert inputs == ([A, B], {"fit": "stretch"})
+    assert inputs == ([A, B], ["", ""], {"fit": "stretch"})
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_as_many_images_as_the_limit_pass_and_one_more_is_refused():
 
 def test_file_parts_are_images_in_order_and_the_others_options():
     inputs = read_form(("any", "a.jpg", A), ("fit", None, b"pad"), ("name", "b.png", B))
-    assert inputs == ([A, B], {"fit": "pad"})
+    assert inputs == ([A, B], ["a.jpg", "b.png"], {"fit": "pad"})
 
 
 def test_a_part_of_a_megabyte_stays_in_memory():
@@ -192,7 +192,7 @@ def test_a_pair_with_other_names_is_taken_in_order():
 
 def test_a_pair_is_taken_by_name_from_json():
     content = {"target": {"base64": text(B)}, "source": {"base64": text(A)}, "top_k": 3}
-    assert read_json(content, names=("source", "target")) == ([A, B], {"top_k": 3})
+    assert read_json(content, names=("source", "target")) == ([A, B], ["", ""], {"top_k": 3})
 
 
 @pytest.mark.parametrize("missing", ["source", "target"])

@@ -120,7 +120,7 @@ def test_a_bad_setting_is_2_and_named(run_main, monkeypatch, capsys, variable, v
 
 def test_a_bad_key_of_a_file_is_2_and_its_line_is_named(run_main, tmp_path, capsys):
     path = tmp_path / "keys.txt"
-    path.write_text("# ours\n\nlong-enough-to-be-one\ntoo-short\n")
+    path.write_text("  # these are ours, not theirs\n\n long-enough-to-be-one\ntoo-short\n")
     assert run_main("--api-keys-file", str(path)) == 2
     error = capsys.readouterr().err
     assert error.startswith("settings: api_keys_file, line 4: ")

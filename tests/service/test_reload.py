@@ -17,6 +17,7 @@ import onnx
 import pytest
 
 from service.app import create_app
+from service.batcher import Batcher
 from service.engine import load_engine
 from service.errors import ModelError
 from service.model_file import read_model_info
@@ -231,6 +232,29 @@ def test_a_file_that_changes_while_it_is_loaded_is_not_believed(path, caplog):
 
     asyncio.run(main())
     assert "the model file changed while it was loaded" in caplog.text
+    assert (reloads(app, "refused"), reloads(app, "swapped")) == (1, 1)
+
+
+def test_a_model_whose_threads_cannot_start_is_refused_and_the_next_one_served(path, monkeypatch):
+    app = create_app(Settings(model=path, engine="onnxruntime", threads=1))
+    reloader, state = app.state.reloader, app.state
+    first = state.pipeline
+
+    def fail(self):
+        raise RuntimeError("can't start new thread")
+
+    async def main():
+        first.start()
+        write(path, "second")
+        with monkeypatch.context() as patched:
+            patched.setattr(Batcher, "start", fail)
+            await reloader.reload()
+        assert state.pipeline is first
+        await reloader.reload()
+        assert state.pipeline.info.name == "second"
+        await reloader.close()
+
+    asyncio.run(main())
     assert (reloads(app, "refused"), reloads(app, "swapped")) == (1, 1)
 
 

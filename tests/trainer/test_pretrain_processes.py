@@ -35,6 +35,16 @@ def test_two_processes_equal_one_with_their_batch(images, unbroken, tmp_path):
 
 
 @pytest.mark.slow
+def test_all_processes_find_the_same_steps_due_for_a_checkpoint(images, tmp_path):
+    out = tmp_path / "run"
+    flags = ("--schedule.epochs", "12", "--checkpoint.every-minutes", "0.002")  # no step's end
+    child = launch(TORCHRUN, smoke(images, out, *flags))
+    _, errors = child.communicate(timeout=600)
+    assert child.returncode == 0, errors
+    assert last_checkpoint(out).step == len(metrics(out)) == 60
+
+
+@pytest.mark.slow
 def test_all_processes_stop_on_a_signal_to_one_and_go_on_alone(images, tmp_path):
     out = tmp_path / "run"
     flags = ("--schedule.epochs", "400")
