@@ -19,6 +19,7 @@ over the views), N rows of one view, D columns of the bottleneck, K prototypes.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from esvit.head import Prototypes
-from esvit.loss import Centering, Loss, match_regions, region_head, split_views, view_pairs
+from esvit.loss import Loss, match_regions, region_head, split_views, view_pairs
 from esvit.model import Projections
 from esvit.sweeps import Keys, Rows, Sweep, Workspace
 
@@ -111,26 +112,10 @@ def pair_views(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Pai
 class FusedLoss(Loss):
     """`Loss` in a fraction of its memory and time; the same arguments, state and numbers."""
 
-    def __init__(
-        self,
-        num_prototypes: int,
-        *,
-        view_weight: float = 0.5,
-        region_weight: float = 0.5,
-        student_temperature: float = 0.1,
-        center_momentum: float = 0.9,
-        centering: Centering = "mean",
-    ) -> None:
-        """Take what `Loss` takes."""
-        super().__init__(
-            num_prototypes,
-            view_weight=view_weight,
-            region_weight=region_weight,
-            student_temperature=student_temperature,
-            center_momentum=center_momentum,
-            centering=centering,
-        )
-        self.workspace = Workspace()
+    @cached_property
+    def workspace(self) -> Workspace:
+        """Memory that both tasks share and keep from step to step."""
+        return Workspace()
 
     def view_task(
         self, student: Projections, teacher: Projections, teacher_temperature: float

@@ -49,13 +49,18 @@ class Options(BaseModel):
         description="arrays as JSON numbers, or base64 of little-endian float32 (`base64`) or "
         "float16 (`base64_f16`); with `Accept: application/x-npy` the answer is one `.npy` file",
     )
+
+
+class BatchOptions(Options):
+    """What every endpoint of several images understands."""
+
     on_error: Literal["null", "fail"] = Field(
         "null",
         description="of several images one is bad: answer the others and null for it, or fail",
     )
 
 
-class EmbedOptions(Options):
+class EmbedOptions(BatchOptions):
     """Options of `POST /embed`."""
 
     output: Literal["embedding", "last_blocks"] = Field(
@@ -67,7 +72,7 @@ class EmbedOptions(Options):
     dimensions: int | None = Field(None, ge=1, description="keep only the first so many numbers")
 
 
-class RegionsOptions(Options):
+class RegionsOptions(BatchOptions):
     """Options of `POST /regions`."""
 
     normalize: bool = Field(True, description="divide each region's features by their L2 norm")
@@ -94,7 +99,7 @@ class CorrespondOptions(Options):
     subcell: bool = Field(False, description="refine positions to fractions of a region")
 
 
-class AttentionOptions(Options):
+class AttentionOptions(BatchOptions):
     """Options of `POST /attention`."""
 
     head: Annotated[Head, BeforeValidator(_read_json)] = Field(

@@ -33,7 +33,7 @@ def parse(argv: list[str]) -> PretrainConfig:
     try:
         with contextlib.redirect_stderr(said):
             return _read(argv)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from error
     except SystemExit as stop:

@@ -21,7 +21,7 @@ def read_config(path: Path) -> PretrainConfig:
     """Read a config that a run has kept.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        OSError: if there is no such file, or it cannot be read.
         ValueError: if it is no config of this version.
     """
     try:
@@ -41,14 +41,19 @@ def _parse(kind: Any, value: Any, name: str) -> Any:  # any field's type, and an
         others = [option for option in typing.get_args(kind) if option is not types.NoneType]
         return None if value is None else _parse(others[0], value, name)
     if typing.get_origin(kind) is tuple:
-        return tuple(value) if isinstance(value, list) else _refuse(kind, value, name)
+        if not isinstance(value, list):
+            _refuse(kind, value, name)
+        (item, *_) = typing.get_args(kind)  # all tuples of a config are of one type
+        return tuple(_parse(item, one, name) for one in value)
     if typing.get_origin(kind) is typing.Literal:
         return value if value in typing.get_args(kind) else _refuse(kind, value, name)
     if kind is Path:
-        return Path(value)
-    if kind is float and isinstance(value, int):
+        return Path(value) if isinstance(value, str) else _refuse(kind, value, name)
+    is_number = not isinstance(value, bool)
+    if kind is float and isinstance(value, int) and is_number:
         return float(value)
-    return value if isinstance(value, kind) else _refuse(kind, value, name)
+    is_one = isinstance(value, kind) and (kind is bool or is_number)
+    return value if is_one else _refuse(kind, value, name)
 
 
 def _parse_fields(kind: type, value: Any, name: str) -> Any:  # as above

@@ -226,10 +226,6 @@ class StopRequest:
             raise KeyboardInterrupt
         self._received = number
 
-    def is_noted(self) -> bool:
-        """Tell whether this process has been asked, without asking the others."""
-        return self._received != 0
-
     def exit_code(self) -> int | None:
         """Give the status to end with if any process was asked to stop, else None.
 

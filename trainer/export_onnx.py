@@ -266,12 +266,16 @@ def main(argv: list[str] | None = None) -> int:
     if not is_equal(comparisons, config.precision):
         sys.stderr.write(f"{config.out} not written: the graph differs from torch\n")
         return 1
-    write(config.out, data)
-    info = read_model_info(config.out)
-    if config.triton_repository is not None:
-        config_path, model_path = repository_files(config.triton_repository, info)
-        write(config_path, triton_config(info).encode())
-        write(model_path, data)
+    try:
+        write(config.out, data)
+        info = read_model_info(config.out)
+        if config.triton_repository is not None:
+            config_path, model_path = repository_files(config.triton_repository, info)
+            write(config_path, triton_config(info).encode())
+            write(model_path, data)
+    except OSError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     written = f"{info.name}, {config.precision}, {len(data) / 1e6:.1f} MB"
     console.print(f"{config.out}: {written}", soft_wrap=True)
     return 0

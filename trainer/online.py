@@ -74,7 +74,7 @@ class Examiner:
         if path is None:
             wanted = max(1, min(wanted, len(order) // (1 + BANK_PER_QUERY)))
         self._queries = self._share(source, order[:wanted])
-        if training is not None and self._classes:
+        if training is not None and len(self._classes) > 1:
             others = order[wanted:] if path is None else _shuffled(len(training), config.seed)
             self._bank = self._share(training, others[: wanted * BANK_PER_QUERY])
 

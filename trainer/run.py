@@ -5,6 +5,7 @@ Everything that can be wrong with a request is found here, before the first step
 
 import json
 import logging
+import shutil
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -146,10 +147,7 @@ def prepare(config: PretrainConfig) -> Run:
         heads = sorted({name.split(".")[0] for name in fresh}) or ["none"]
         logger.info("weights of %s; fresh: %s", config.init, ", ".join(heads))
     if distributed.is_main() and not list_checkpoints(config.out / CHECKPOINTS):
-        # A new one is written before the oldest goes.
-        check_space(
-            config.out, _checkpoint_bytes(state), checkpoints=config.checkpoint.keep_last + 1
-        )
+        _check_room(run)
     return run
 
 
@@ -200,6 +198,25 @@ def save(run: Run) -> bool:
     every = config.keep_every * run.feed.steps_per_epoch
     remove_old(folder, KeepRule(last=config.keep_last, every=every))
     return True
+
+
+def _check_room(run: Run) -> None:
+    """Refuse a run whose checkpoints do not fit; warn if those that stay for good will not.
+
+    Raises:
+        CheckpointNotWritten: if there is no room for those that lie there at any time.
+    """
+    out, config, size = run.config.out, run.config.checkpoint, _checkpoint_bytes(run.state)
+    at_once = config.keep_last + 1  # a new one is written before the oldest goes
+    check_space(out, size, checkpoints=at_once)
+    for_good = run.schedule.epochs // config.keep_every if config.keep_every else 0
+    free, needed = shutil.disk_usage(out).free, (at_once + for_good) * size
+    if free < needed:
+        logger.warning(
+            "%s has %s MB free; with the %d checkpoints that stay for good (checkpoint.keep_every) "
+            "the run will take %s MB",
+            out, f"{free / 1e6:,.0f}", for_good, f"{needed / 1e6:,.0f}",
+        )  # fmt: skip
 
 
 def _checkpoint_bytes(state: TrainState) -> int:

@@ -123,8 +123,8 @@ def _load(source: str, cache: Path) -> pa.Table | None:
     if not cache.exists():
         return None
     table = pq.read_table(cache, memory_map=False)
-    about = json.loads(table.schema.metadata[b"esvit"])
-    is_same = about["source"] == os.fsencode(source).hex()
+    about = json.loads((table.schema.metadata or {}).get(b"esvit", "{}"))
+    is_same = about.get("source") == os.fsencode(source).hex()
     return table if is_same and all(map(_is_unchanged, about["watched"].items())) else None
 
 
@@ -147,8 +147,14 @@ def _scan(source: str, watched: dict[str, int]) -> Iterator[Row]:
 
 
 def _scan_folder(root: bytes, watched: dict[str, int]) -> Iterator[Row]:
-    """List the pictures of a folder and all below it, sorted by folder and name."""
-    for folder, folders, names in os.walk(root, onerror=_raise):
+    """List the pictures of a folder and all below it, by folder and name; links are followed."""
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(root, onerror=_raise, followlinks=True):
+        status = Path(os.fsdecode(folder)).stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith(b"."))
         _watch(os.fsdecode(folder), watched)
         for name in sorted(names):

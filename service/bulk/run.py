@@ -1,5 +1,8 @@
 """Embedding shards: files are read ahead and several batches are with the embedder at once."""
 
+import errno
+import logging
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,11 +12,31 @@ from service.bulk.embedder import BatchEmbedder, Columns
 from service.bulk.listing import Place
 from service.bulk.shards import Shards
 
+logger = logging.getLogger(__name__)
+
 BATCH_IMAGES = 16
 """Pictures that one thread reads and hands over at once."""
 
 BATCHES_UNDER_WAY = 4
 """Enough that the engine finds work while the next files are read and a shard is written."""
+
+
+OF_A_FILE = frozenset(
+    (
+        None,  # our own: too large, or cut
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+    )
+)
+"""What is wrong with one file. All else is wrong with what it lies on, and no reason to go on."""
+
+WAITS_S = (0.1, 1.0, 5.0)
+"""How long what files lie on is waited for before it is asked again."""
 
 
 class Done(NamedTuple):
@@ -73,14 +96,37 @@ def _embed_chunks(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _read(place: Place) -> bytes:
+    """Read a picture's file; what it lies on may need some time.
+
+    Raises:
+        OSError: as `Place.read`.
+    """
+    for wait_s in WAITS_S:
+        try:
+            return place.read()
+        except OSError as error:
+            if error.errno in OF_A_FILE:
+                raise
+            logger.warning("%s: %s; trying again in %g s", place.file, error.strerror, wait_s)
+            time.sleep(wait_s)
+    return place.read()
+
+
 def _embed(embedder: BatchEmbedder, places: list[Place]) -> Columns:
-    """Read and embed a batch; a file that cannot be read is a failure like any other."""
+    """Read and embed a batch; a file that cannot be read is a failure like any other.
+
+    Raises:
+        OSError: if not the file is at fault, but what it lies on.
+    """
     problems: dict[int, str] = {}
     files = []
     for row, place in enumerate(places):
         try:
-            files.append(place.read())
+            files.append(_read(place))
         except OSError as error:
+            if error.errno not in OF_A_FILE:
+                raise
             problems[row] = error.strerror or str(error)
             files.append(b"")
     # Parquet holds text; where a name is none, a sign stands for what cannot be shown.

@@ -197,7 +197,7 @@ def _write(table: pa.Table, path: Path) -> None:
 
 def _read_footer(path: Path) -> dict[str, Any]:
     """Read what a shard says of itself."""
-    footer: dict[str, Any] = json.loads(pq.read_metadata(path).metadata[b"esvit"])
+    footer: dict[str, Any] = json.loads((pq.read_metadata(path).metadata or {})[b"esvit"])
     if footer["format"] != FORMAT:
         raise ValueError(f"{path} has format {footer['format']}, expected {FORMAT}")
     return footer

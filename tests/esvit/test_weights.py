@@ -207,6 +207,15 @@ def test_cut_checkpoint_is_refused_in_one_line(tmp_path, checkpoint, size):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [b"}q", b"a", b"(", b"\x80\x02", b"}q\x00u.", b"PK\x03\x04"])
+def test_bytes_that_are_no_checkpoint_are_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "odd.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"odd\.pth: not a readable checkpoint") as caught:
+        read_weights(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_own_file_gives_weights_and_configs_back(tmp_path, checkpoint):
     before = read_checkpoint(checkpoint, "student")
     write_safetensors(tmp_path / "own.safetensors", before)

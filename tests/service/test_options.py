@@ -70,6 +70,10 @@ def test_an_unknown_option_is_refused_with_the_known_ones():
     )
 
 
+def test_a_pair_of_pictures_cannot_be_answered_in_part():
+    assert refused(CorrespondOptions, {"on_error": "null"}).field == "on_error"
+
+
 @pytest.mark.parametrize("name", ["<script>", "\ud800", "a b", "ä", "x" * 100 + "!", ""])
 def test_names_that_are_no_names_are_not_echoed(name):
     assert refused(EmbedOptions, {name: 1}).field == "?"

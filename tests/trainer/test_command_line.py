@@ -60,6 +60,7 @@ def test_help_names_the_recipes(capsys):
         ((), "Expected one of {swin-tiny-w7, "),
         (("--config",), "--config wants the file of a config"),
         (("--config", "none.json"), "[Errno 2] No such file or directory: 'none.json'"),
+        (("--config", "/"), "[Errno 21] Is a directory: '/'"),
         ((*OK, "--optim.batch", "0"), "batch is 0, max_skipped 10, expected >= 1"),
     ],
 )

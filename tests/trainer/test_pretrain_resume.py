@@ -82,6 +82,18 @@ def test_disk_without_room_for_the_kept_checkpoints_and_a_new_one_is_refused(
         assert ("MB free; 4 checkpoints take" in capfd.readouterr().err) == (code == 2)
 
 
+def test_a_run_whose_checkpoints_for_good_will_not_fit_is_warned(
+    images, unbroken, tmp_path, monkeypatch, capfd
+):
+    size = last_checkpoint(unbroken).path.stat().st_size
+    flags = ("--checkpoint.keep-every", "2")  # of 2 epochs one stays
+    for free, is_warned in ((4.9 * size, True), (5 * size, False)):
+        disk = SimpleNamespace(free=int(free))
+        monkeypatch.setattr("trainer.checkpoint.shutil.disk_usage", lambda _, disk=disk: disk)
+        assert main(smoke(images, tmp_path / str(is_warned), *flags)) == 0
+        assert ("the 1 checkpoints that stay for good" in capfd.readouterr().err) == is_warned
+
+
 def test_cut_checkpoint_falls_back_to_the_one_before(images, unbroken, tmp_path, capfd):
     out = tmp_path / "run"
     shutil.copytree(unbroken, out)

@@ -1,6 +1,3 @@
-import random
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -47,7 +44,7 @@ def test_training_goes_on_bit_for_bit():
     again = network()
     new_optimizer = optimizer_of(again)
     run_state.load_module("student", again, parts)
-    assert run_state.load_optimizer(new_optimizer, again.named_parameters(), parts) == []
+    run_state.load_optimizer(new_optimizer, again.named_parameters(), parts)
     train(again, new_optimizer, 3, seed=2)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
@@ -74,7 +71,8 @@ def test_the_region_task_can_be_added_to_a_view_only_checkpoint():
     new_optimizer = optimizer_of(both)
     added = ["head_dense.weight", "head_dense.bias"]
     assert run_state.load_known("student", both, parts) == added
-    assert run_state.load_optimizer(new_optimizer, both.named_parameters(), parts) == added
+    run_state.load_optimizer(new_optimizer, both.named_parameters(), parts)
+    assert both["head_dense"].weight not in new_optimizer.state
     moments = new_optimizer.state[both["body"].weight]["exp_avg"]
     assert torch.equal(moments, optimizer.state[view_only["body"].weight]["exp_avg"])
     train(both, new_optimizer, 1, seed=2)
@@ -85,10 +83,10 @@ def test_a_parameter_that_never_had_a_gradient_is_fresh():
     model["head_dense"].requires_grad_(False)
     optimizer = optimizer_of(model)
     train(model, optimizer, 1, seed=1)
-    fresh = run_state.load_optimizer(
-        optimizer_of(model), model.named_parameters(), saved(model, optimizer)
-    )
-    assert fresh == ["head_dense.weight", "head_dense.bias"]
+    again = optimizer_of(model)
+    run_state.load_optimizer(again, model.named_parameters(), saved(model, optimizer))
+    assert model["head_dense"].weight not in again.state
+    assert model["body"].weight in again.state
 
 
 def test_what_does_not_fit_is_refused():
@@ -108,17 +106,3 @@ def test_what_does_not_fit_is_refused():
     parts["student/body.weight"] = torch.zeros(2, 2)
     with pytest.raises(ValueError, match="does not fit the student"):
         run_state.load_known("student", both, parts)
-
-
-@pytest.mark.parametrize("draws", [0, 1])
-def test_random_states_go_on(draws):
-    def draw():
-        numbers = random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()
-        return (*numbers, torch.rand(1).item())
-
-    for _ in range(draws):  # leaves half a pair of normal numbers in Python and NumPy
-        draw()
-    parts = {name: tensor.clone() for name, tensor in run_state.random_tensors().items()}
-    expected = [draw() for _ in range(5)]
-    run_state.load_random(parts)
-    assert [draw() for _ in range(5)] == expected

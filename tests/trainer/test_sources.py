@@ -35,6 +35,13 @@ def test_folder_is_read_by_index_with_its_top_folders_as_classes(tmp_path):
     assert source.block_size == 1
 
 
+def test_a_folder_of_one_class_has_one(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.jpg").write_bytes(picture(0))
+    source = open_source(str(tmp_path))
+    assert (source.index.classes, labels(source)) == (("cat",), {"cat/a.jpg": 0})
+
+
 def test_flat_folder_has_no_classes_and_lists_what_is_no_image(tmp_path):
     (tmp_path / "b.jpg").write_bytes(picture(0))
     (tmp_path / "no_suffix").write_bytes(picture(1))
@@ -240,6 +247,8 @@ def test_unknown_and_mixed_files_are_refused(tmp_path):
 
 
 def test_braces_expand_numbers_and_alternatives():
+    for command in ("cat ${DIR}_1.tar", "awk '{print $1,$2}' x", "cat {}" + "x" * 300):
+        assert files.expand(f"pipe:{command}") == [f"pipe:{command}"]
     assert files.expand("pipe:cat {a,b}-{08..10}.tar") == [
         f"pipe:cat {letter}-{number}.tar" for letter in "ab" for number in ("08", "09", "10")
     ]

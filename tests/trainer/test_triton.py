@@ -57,6 +57,19 @@ def test_the_exporter_writes_a_repository_on_request(reference, tmp_path):
     assert (model / "config.pbtxt").read_text() == triton_config(info)
 
 
+def test_a_repository_that_cannot_be_written_is_2_and_one_line(reference, tmp_path, capsys):
+    (tmp_path / "repository").write_text("a file")
+    arguments = [
+        "--checkpoint",
+        str(reference / "checkpoint_tiny.pth"),
+        "--out",
+        f"{tmp_path}/m.onnx",
+    ]
+    code = export_onnx.main([*arguments, "--triton-repository", str(tmp_path / "repository")])
+    assert code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_name_that_is_no_folder_becomes_one(info):
     assert model_name(replace(info, name="../swin tiny/ü")) == ".._swin_tiny__"
 

@@ -22,7 +22,8 @@ STREAMED = ("pipe:", "http://", "https://")
 """How a path begins that is read through a pipe."""
 
 _PROGRESS_EVERY = 100_000
-_BRACES = re.compile(r"\{([^{}]*)\}")
+_BRACES = re.compile(r"\{([^{}]*,[^{}]*|\d+\.\.\d+)\}")
+_PLAIN_BRACES = re.compile(r"\{([\w.-]+(?:,[\w.-]+)+|\d+\.\.\d+)\}", re.ASCII)
 
 
 class UnreadableImage(ValueError):
@@ -55,16 +56,21 @@ def read_range(path: str, offset: int, size: int | None) -> bytes:
 def expand(path: str) -> list[str]:
     """List what a path with braces and wildcards names: `{a,b}`, `{00..12}`, `*`, `?`, `[...]`.
 
+    In a command or an address, braces of anything but numbers and plain words are left as they are.
+
     Raises:
         FileNotFoundError: if a name without wildcards does not exist, or nothing matches.
     """
-    braces = None if Path(path).exists() else _BRACES.search(path)
+    is_streamed = path.startswith(STREAMED)
+    if not is_streamed and Path(path).exists():
+        return [path]
+    braces = (_PLAIN_BRACES if is_streamed else _BRACES).search(path)
     if braces is not None:
         head, tail = path[: braces.start()], path[braces.end() :]
         return list(
             itertools.chain.from_iterable(expand(head + a + tail) for a in _parts(braces[1]))
         )
-    if path.startswith(STREAMED) or Path(path).exists():
+    if is_streamed:
         return [path]
     found = sorted(glob.glob(path))  # noqa: PTH207  # of any root, which Path.glob is not
     if not found:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-FORMAT = "1"
+FORMAT = "2"
 """Version of the index file; files of another are made anew."""
 
 NO_LABEL = -1
@@ -36,7 +36,7 @@ class Index:
         labels: (N,) number of the image's class, -1 where unknown.
         places: (N, 3) file, then offset and size in it, or row group and row; unused in folders.
         files: The files that hold the images; for a folder, the folder.
-        classes: Names of the classes, sorted; empty if there are fewer than two.
+        classes: Names of the classes, sorted; empty if there are none.
         skipped: Names of files that are no images by their names, at most 1000 of them.
         num_skipped: How many there are.
         watched: Files and folders with the time in nanoseconds of their last change.
@@ -107,7 +107,7 @@ class IndexBuilder:
             self._skipped.append(name)
 
     def finish(self) -> Index:
-        """Give the table; a single class says nothing and is left out."""
+        """Give the table."""
         labels, classes = self._sorted_classes()
         return Index(
             names=np.frombuffer(bytes(self._names), np.uint8),
@@ -124,7 +124,7 @@ class IndexBuilder:
     def _sorted_classes(self) -> tuple[NDArray[np.int32], tuple[str, ...]]:
         """Number the classes in their order, numbers by value, instead of as they turned up."""
         labels = np.array(self._labels, np.int32)
-        if len(self._classes) < 2:
+        if not self._classes:
             return np.full_like(labels, NO_LABEL), ()
         numeric = all(name.isdecimal() for name in self._classes)
         names = sorted(self._classes, key=int) if numeric else sorted(self._classes)
@@ -154,6 +154,8 @@ def save_index(index: Index, path: Path, key: str) -> None:
         metadata = {"format": FORMAT, "key": key, "about": json.dumps(about)}
         save_file(arrays, temporary, metadata)
         temporary.replace(path)
+    except SafetensorError as error:  # a disk that is full or fails
+        raise OSError(f"{path} cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -12,9 +12,6 @@ from typing import NamedTuple
 from trainer.data.sources import Source
 
 MANIFEST = "manifest.csv"
-OWN_COLUMNS = ("class", "stem", "tail")
-"""What every image has: its top-level folder, and its file's name up to and after `__`."""
-
 Record = Mapping[str, str]
 """Column to value, of one image."""
 

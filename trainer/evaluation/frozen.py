@@ -95,8 +95,7 @@ def open_checkpoint(
     Args:
         path: A published checkpoint, weights of ours, a run's folder or one of its checkpoints.
         network: Which of the two, where there are two.
-        image_size: Side in pixels; if not given, of a run's folder that of its global views, else
-            224 px.
+        image_size: Side in pixels; if not given, of a run that of its global views, else 224 px.
         device: Where to run.
         precision: Of matrix products.
 
@@ -214,13 +213,16 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _size_of_run(path: Path) -> int | None:
-    """Give the side of the global views of the run whose folder this is, of any version of ours."""
-    config = _config_of_run(path)
+    """Give the side of the global views of the run that this is the folder or a checkpoint of."""
+    if not path.is_dir() and path.parent.name != CHECKPOINTS:
+        return None
+    folder = path if path.is_dir() else path.parent.parent
+    config = _config_of_run(folder)
     try:
         return None if config is None else int(config["crops"]["global_size"])
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(
-            f"{path / CONFIG} does not say how large its views are: {error!r}"
+            f"{folder / CONFIG} does not say how large its views are: {error!r}"
         ) from error
 
 

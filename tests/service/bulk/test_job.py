@@ -1,5 +1,6 @@
 """The command, from pictures to parquet, and over again."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from service.bulk.__main__ import main
 from service.bulk.embedder import BatchEmbedder
 from service.bulk.files import TEMPORARY, replace_file
+from service.bulk.listing import Place
 from service.bulk.run import embed_shards
 from tests.service.calls import post_form
 from tests.service.known import floats, good
@@ -87,6 +89,37 @@ def test_a_file_that_cannot_be_read_is_a_failure_like_any_other(tmp_path, out, p
     (error,) = pq.read_table(out / "errors.parquet").to_pylist()
     assert (error["id"], error["code"]) == (1, "unreadable_file")
     assert error["message"] == "No such file or directory"
+
+
+def test_what_files_lie_on_is_asked_again_and_then_ends_the_run(
+    pictures, out, monkeypatch, capsys, caplog
+):
+    read, broken = Place.read, [2]
+
+    def fail(place):
+        if place.name == "1.png" and broken[0]:
+            broken[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(place)
+
+    monkeypatch.setattr(Place, "read", fail)
+    monkeypatch.setattr("service.bulk.run.WAITS_S", (0.0, 0.0))
+    assert bulk(pictures, out) == 0
+    assert caplog.text.count("Stale file handle; trying again") == 2
+    codes = [error["code"] for error in pq.read_table(out / "errors.parquet").to_pylist()]
+    assert "unreadable_file" not in codes
+    broken[0] = 99
+    assert bulk(pictures, out.with_name("other")) == 1
+    assert "Stale file handle; the same command goes on" in capsys.readouterr().err
+    broken[0] = 0
+    assert bulk(pictures, out.with_name("other")) == 0
+
+
+def test_a_foreign_file_among_the_shards_is_no_shard(pictures, out):
+    (out / "embeddings").mkdir(parents=True)
+    pq.write_table(pa.table({"a": [1]}), out / "embeddings" / "part-00000.parquet")
+    assert bulk(pictures, out) == 0
+    assert "embedding" in pq.read_table(parts(out)[0]).column_names
 
 
 def test_a_finished_run_is_not_run_again(pictures, out, capsys):

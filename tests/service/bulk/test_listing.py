@@ -1,6 +1,8 @@
 import os
 import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from service.bulk.listing import list_pictures, load_listing
@@ -103,3 +105,18 @@ def test_a_file_that_shrank_or_is_too_large_is_not_read(pictures, tars, tmp_path
         place.read()
     with pytest.raises(OSError, match="at most"):
         place._replace(size=2**40).read()
+
+
+def test_links_to_folders_are_followed_and_lead_nowhere_twice(tmp_path, pictures, cache):
+    root = tmp_path / "root"
+    (root / "own").mkdir(parents=True)
+    (root / "own" / "x.png").write_bytes(b"x")
+    (root / "own" / "back").symlink_to(root)
+    (root / "shared").symlink_to(pictures)
+    found = names(list_pictures(str(root), cache))
+    assert sorted(found) == sorted(["own/x.png", *(f"shared/{name}" for name in NAMES)])
+
+
+def test_a_list_of_something_else_is_made_anew(pictures, cache):
+    pq.write_table(pa.table({"a": [1]}), cache)
+    assert names(list_pictures(str(pictures), cache)) == NAMES

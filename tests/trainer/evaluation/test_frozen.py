@@ -38,8 +38,10 @@ def test_each_file_of_a_network_gives_it(checkpoint, run_folder, tmp_path):
     own = tmp_path / "teacher.safetensors"
     write_safetensors(own, read_weights(checkpoint))
     (saved,) = (run_folder / "checkpoints").glob("*.safetensors")
-    digests = {open_network(NetworkConfig(checkpoint=path)).digest for path in (own, saved)}
-    assert digests == {open_network(NetworkConfig(checkpoint=checkpoint)).digest}
+    frozen = {path: open_network(NetworkConfig(checkpoint=path)) for path in (own, saved)}
+    digest = open_network(NetworkConfig(checkpoint=checkpoint)).digest
+    assert {network.digest for network in frozen.values()} == {digest}
+    assert (frozen[own].spec.crop, frozen[saved].spec.crop) == (224, 64)  # a run says its size
 
 
 def test_bf16_is_near_and_another_arithmetic(checkpoint):
