@@ -25,6 +25,9 @@ CANDIDATES = 4
 
 LEAST_CANDIDATES = 50
 
+MATCHED_AT_ONCE = 64
+"""Pictures whose regions are in memory at once."""
+
 MAX_NEAR = 100
 """Near pictures told of one."""
 
@@ -83,16 +86,14 @@ class Finder:
             for found in self._store.search_regions(regions, num_candidates)
             if found.picture.id != own
         }
-        kept = self._store.vectors(list(candidates), REGIONS) if candidates else {}
-        matched = [
-            PartFound(
-                candidates[id],
-                parts.match_part(
-                    self._info, asked, cells, self._show(candidates[id].about, regions)
-                ),
-            )
-            for id, regions in kept.items()
-        ]
+        matched = []
+        ids = list(candidates)
+        for start in range(0, len(ids), MATCHED_AT_ONCE):
+            kept = self._store.vectors(ids[start : start + MATCHED_AT_ONCE], REGIONS)
+            for id, regions in kept.items():
+                shown = self._show(candidates[id].about, regions)
+                match = parts.match_part(self._info, asked, cells, shown)
+                matched.append(PartFound(candidates[id], match))
         matched.sort(key=lambda item: (-item.match.score, -item.match.similarity, item.picture.id))
         return PartsFound(matched[:limit], len(cells))
 

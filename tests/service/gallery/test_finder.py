@@ -36,3 +36,28 @@ def test_what_was_deleted_is_unknown(finder):
     ):
         with pytest.raises(UnknownPicture):
             search(entry(1).picture)
+
+
+class Measuring(EdgeStore):
+    """A store that notes how many pictures' vectors are asked for at once."""
+
+    asked: list[int]
+
+    def vectors(self, ids, name):
+        self.asked.append(len(ids))
+        return super().vectors(ids, name)
+
+
+def test_a_search_by_box_holds_few_pictures_at_once_and_ranks_all(tmp_path, monkeypatch):
+    store = Measuring(tmp_path, Passport.of(INFO))
+    store.asked = []
+    store.put([entry(number) for number in range(1, 30)])
+    finder = Finder(store, INFO)
+    at_once = finder.search_part(entry(7).picture, (0, 0, 50, 50), 40)
+    assert store.asked == [1, 28]
+    monkeypatch.setattr("service.gallery.finder.MATCHED_AT_ONCE", 5)
+    store.asked = []
+    assert finder.search_part(entry(7).picture, (0, 0, 50, 50), 40) == at_once
+    assert store.asked == [1, 5, 5, 5, 5, 5, 3]
+    assert len(at_once.found) == 28
+    store.close()
