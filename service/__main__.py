@@ -121,7 +121,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=partial(Protocol, limits, app.state.pipeline.metrics),  # type: ignore[arg-type]  # makes a protocol
+        http=partial(Protocol, limits, app.state.pipeline.metrics, set()),  # type: ignore[arg-type]  # makes a protocol
         ws="none",
         log_config=None,
         access_log=False,

@@ -75,8 +75,10 @@ class EdgeStore:
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Call pictures something else, by id."""
-        for id, name in names.items():
-            self._shard.update(qdrant.UpdateOperation.set_payload([id], {NAME: name}))
+        for id, name in names.items():  # by filter: an id that is not there would be an error
+            this = qdrant.Filter(must=[qdrant.HasIdCondition({id})])
+            renamed = qdrant.UpdateOperation.set_payload_by_filter(this, {NAME: name})
+            self._shard.update(renamed)
         self._shard.flush()
 
     def known(self, ids: Sequence[str]) -> list[Picture]:

@@ -77,7 +77,11 @@ class ServerStore:
         """Call pictures something else, by id."""
         renamed = [
             models.SetPayloadOperation(
-                set_payload=models.SetPayload(payload={NAME: name}, points=[id])
+                # By points, one that is not there would be an error.
+                set_payload=models.SetPayload(
+                    payload={NAME: name},
+                    filter=models.Filter(must=[models.HasIdCondition(has_id=[id])]),
+                )
             )
             for id, name in names.items()
         ]

@@ -3,6 +3,8 @@
 import json
 import logging
 import socket
+import threading
+import time
 
 import pytest
 
@@ -125,10 +127,9 @@ def test_a_length_of_very_many_digits_is_the_clients_fault(client, length, statu
 
 
 def head_of(size: int) -> bytes:
-    """Give a request whose target and headers count so many bytes, and that ends the connection."""
-    start = LAST[: -len(b"\r\n")]
-    counted = len(b"/livez") + len(start.partition(b"\r\n")[2]) + len(b"a: \r\n")
-    return start + b"a: " + b"b" * (size - counted) + b"\r\n\r\n"
+    """Give a request of so many bytes that ends the connection."""
+    start, end = LAST[: -len(b"\r\n")] + b"a: ", b"\r\n\r\n"
+    return start + b"b" * (size - len(start) - len(end)) + end
 
 
 def test_a_head_of_the_limit_is_read_and_of_one_byte_more_refused(strict):
@@ -194,6 +195,91 @@ def test_an_offer_of_another_protocol_is_ignored_and_the_body_read(strict, kind)
     assert b'"embeddings":[[' in answer
 
 
+def test_an_offer_of_another_protocol_is_ignored_wherever_it_is_cut(strict):
+    offer = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    call = POST + offer + b"Content-Length: %d\r\n\r\n" % len(A) + A
+    for cut in (call.index(b"Upgrade: ") + 3, call.index(b"Upgrade: "), call.index(A) - 1):
+        with connect(strict) as connection:
+            connection.sendall(GET + b"\r\n" + call[:cut])
+            time.sleep(0.02)
+            connection.sendall(call[cut:] + LAST)
+            answer = read_until(connection, b"")
+        assert answer.count(b"HTTP/1.1 200 ") == 3
+        assert b'"embeddings":[[' in answer
+
+
+def test_a_body_that_looks_like_a_head_is_left_as_it_is(strict):
+    form = b'--b\r\nContent-Disposition: form-data; name="fit"\r\nUpgrade: x\r\n\r\npad\r\n'
+    form += b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + A
+    form += b"\r\n--b--\r\n"
+    head = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    call = head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(form) + form
+    for cut in (0, call.index(b"--b") - 1, call.index(b"Upgrade")):
+        assert talk(strict, call[:cut], call[cut:]).startswith(b"HTTP/1.1 200 ")
+
+
+def chunked(body: bytes, trailers: bytes, head: bytes = POST) -> bytes:
+    start = head + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return start + b"%x\r\n" % len(body) + body + b"\r\n0\r\n" + trailers + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    "trailer",
+    [b"Content-Encoding: gzip", b"Host: y", b"Accept: application/x-npy", b"X-Request-Id: q"],
+)
+@pytest.mark.parametrize("is_later", [False, True])
+def test_lines_behind_a_chunked_body_are_no_headers(strict, trailer, is_later):
+    call = chunked(A, trailer + b"\r\n")
+    cut = call.index(trailer) if is_later else 0
+    answer = talk(strict, call[:cut], call[cut:])
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'"embeddings":[[' in answer
+    assert b"x-request-id: q\r\n" not in answer
+
+
+@pytest.mark.parametrize("line", [b"a: " + b"b" * 90 + b"\r\n", b"c" * 100])
+def test_lines_behind_a_chunked_body_have_the_bound_of_a_head(strict, line):
+    fits = chunked(A, b"a: " + b"b" * (HEAD_BYTES - 7) + b"\r\n")
+    assert talk(strict, fits).startswith(b"HTTP/1.1 200 ")
+    with connect(strict) as connection:
+        connection.sendall(chunked(A, b"")[:-2])
+        for _ in range(HEAD_BYTES // len(line) + 1):
+            connection.sendall(line)
+        assert refusal(read_until(connection, b"")) == (431, "head_too_large")
+
+
+def test_calls_in_a_row_without_end_are_started_one_by_one(strict):
+    num_calls = 3000
+    with connect(strict) as connection:
+        sender = threading.Thread(
+            target=connection.sendall, args=((GET + b"\r\n") * num_calls + LAST,)
+        )
+        sender.start()
+        answer = read_until(connection, b"")
+        sender.join()
+    assert answer.count(b"HTTP/1.1 200 ") == num_calls + 1
+
+
+def test_a_call_answered_before_its_body_came_leaves_no_connection_open(settings, monkeypatch):
+    monkeypatch.setattr("service.__main__.KEEP_ALIVE_S", 0.3)
+    with serve(create_app(settings)) as client, connect(client) as connection:
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        assert read_until(connection, b"}}").startswith(b"HTTP/1.1 404 ")
+        connection.sendall(b"0123456789")
+        assert read_until(connection, b"") == b""  # it goes the way of every idle one
+
+
+def test_a_bad_body_of_a_call_that_has_its_answer_gets_no_second_one(strict):
+    with connect(strict) as connection:
+        connection.sendall(
+            b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        answer = read_until(connection, b"}}")
+        assert answer.startswith(b"HTTP/1.1 404 ")
+        connection.sendall(b"ZZ\r\n")
+        assert read_until(connection, b"") == b""
+
+
 def test_the_client_of_a_refused_body_sees_the_refusal_and_may_go_on(strict):
     size = 20_000_001
     with connect(strict) as connection:
@@ -246,6 +332,8 @@ def test_one_connection_more_than_the_limit_is_told_so(strict):
             assert read_until(connection, b'"alive"}').startswith(b"HTTP/1.1 200 ")
             held.append(connection)
         assert refusal(talk(strict)) == (503, "too_many_connections")
+        upload = POST + b"Content-Length: 2000000\r\n\r\n" + bytes(2_000_000)
+        assert refusal(talk(strict, upload)) == (503, "too_many_connections")
     finally:
         for connection in held:
             connection.close()
