@@ -86,8 +86,12 @@ def save_checkpoint(
         with _disk_errors(path), _replacing(path) as temporary:
             save_file(_apart(tensors), temporary, metadata)
         with _disk_errors(path):
-            seal = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-            write_text(_seal(path), json.dumps(seal))
+            try:
+                seal = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+                write_text(_seal(path), json.dumps(seal))
+            except OSError:
+                path.unlink()  # unfinished, and as large as what did not fit
+                raise
     with _disk_errors(path):
         write_text(folder / LATEST, path.name)
     return path
@@ -143,6 +147,23 @@ def remove_old(folder: Path, keep: KeepRule) -> list[Path]:
         path.unlink()
         removed.append(path)
     return removed
+
+
+def set_newer_aside(folder: Path, good: Path) -> None:
+    """Take damaged checkpoints out of the row that a run goes on before; for whom it is locked.
+
+    Else they would count among the newest, and those that are written from now on would go.
+
+    Args:
+        folder: Of the checkpoints.
+        good: The newest good one.
+    """
+    for path in list_checkpoints(folder):
+        if _step(path) > _step(good):
+            aside = path.with_name(f"{path.name}.damaged")
+            _seal(path).unlink()
+            path.rename(aside)
+            logger.warning("%s is set aside as %s", path.name, aside.name)
 
 
 def remove_leftovers(folder: Path) -> None:

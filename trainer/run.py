@@ -24,6 +24,7 @@ from trainer.checkpoint import (
     load_latest,
     remove_leftovers,
     remove_old,
+    set_newer_aside,
     save_checkpoint,
 )
 from trainer.config import MAY_CHANGE, PretrainConfig
@@ -235,6 +236,8 @@ def _resume(run: Run) -> bool:
             f"{run.config.out} began with {found.state['num_images']} images, "
             f"{run.config.data.path} has {run.feed.num_images}"
         )
+    if distributed.is_main():
+        set_newer_aside(run.config.out / CHECKPOINTS, found.path)
     load_state(run.state, found.tensors)
     run.state.step = found.step
     run.state.num_skipped = found.state["num_skipped"]

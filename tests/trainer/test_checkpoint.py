@@ -19,6 +19,7 @@ from trainer.checkpoint import (
     remove_leftovers,
     remove_old,
     save_checkpoint,
+    set_newer_aside,
 )
 
 
@@ -111,6 +112,33 @@ def test_last_n_and_every_m_are_kept(tmp_path):
     kept = [load_checkpoint(path).step for path in list_checkpoints(tmp_path)]
     assert kept == [3, 6, 7]
     assert len(names(tmp_path)) == 3 * 2 + 1
+
+
+def test_damaged_newer_checkpoints_take_no_good_ones_place(tmp_path, caplog):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step)
+    for step in (3, 4):
+        (tmp_path / f"step-{step:09}.safetensors").write_bytes(b"damaged")
+    found = load_latest(tmp_path)
+    assert found.step == 2
+    set_newer_aside(tmp_path, found.path)
+    assert caplog.text.count("is set aside as") == 2
+    save(tmp_path, 3)  # the same steps are done again
+    remove_old(tmp_path, KeepRule(last=2))
+    assert [load_checkpoint(path).step for path in list_checkpoints(tmp_path)] == [2, 3]
+    assert load_latest(tmp_path).step == 3
+
+
+def test_a_checkpoint_that_cannot_be_sealed_leaves_nothing(tmp_path, monkeypatch):
+    def fill_up(path, text):
+        raise OSError(28, "No space left on device")
+
+    save(tmp_path, 1)
+    before = names(tmp_path)
+    monkeypatch.setattr(checkpoint, "write_text", fill_up)
+    with pytest.raises(CheckpointNotWritten, match="No space left"):
+        save(tmp_path, 2)
+    assert names(tmp_path) == before
 
 
 def test_leftovers_of_a_killed_run_are_ignored_and_removed(tmp_path):
