@@ -24,8 +24,8 @@ from trainer.checkpoint import (
     load_latest,
     remove_leftovers,
     remove_old,
-    set_newer_aside,
     save_checkpoint,
+    set_newer_aside,
 )
 from trainer.config import MAY_CHANGE, PretrainConfig
 from trainer.config_file import to_json
