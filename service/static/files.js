@@ -3,10 +3,11 @@
 const PICTURES = /\.(jpe?g|png|webp|gif|bmp|tiff?|avif|ppm)$/i;
 
 /** @typedef {{name: string, file: File}} Named  a file, named by its path in the folder that was given */
+/** @typedef {{pictures: Named[], others: number}} Chosen  pictures, and how many files are none */
 
 /** Give the pictures of a file chooser. */
 export function chosenFiles(/** @type {FileList | null} */ files) {
-  return [...(files ?? [])].filter(isPicture).map((file) => ({ name: file.webkitRelativePath || file.name, file }));
+  return apart([...(files ?? [])].map((file) => ({ name: file.webkitRelativePath || file.name, file })));
 }
 
 /** Give the pictures of a drop; entries are to be asked for before anything is waited for. */
@@ -16,14 +17,14 @@ export async function droppedFiles(/** @type {DataTransfer} */ transfer) {
   /** @type {Named[]} */
   const found = [];
   for (const entry of entries) if (entry) await walk(entry, found);
-  return found;
+  return apart(found);
 }
 
-/** Gather the pictures of a folder, or the file itself. */
+/** Gather the files of a folder, or the file itself. */
 async function walk(/** @type {any} */ entry, /** @type {Named[]} */ found) {
   if (entry.isFile) {
     const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
-    if (isPicture(file)) found.push({ name: entry.fullPath.replace(/^\//, ""), file });
+    found.push({ name: entry.fullPath.replace(/^\//, ""), file });
     return;
   }
   const reader = entry.createReader();
@@ -34,6 +35,8 @@ async function walk(/** @type {any} */ entry, /** @type {Named[]} */ found) {
   }
 }
 
-function isPicture(/** @type {File} */ file) {
-  return file.type.startsWith("image/") || PICTURES.test(file.name);
+/** Part pictures from other files. */
+function apart(/** @type {Named[]} */ files) {
+  const pictures = files.filter(({ file }) => file.type.startsWith("image/") || PICTURES.test(file.name));
+  return /** @type {Chosen} */ ({ pictures, others: files.length - pictures.length });
 }

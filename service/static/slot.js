@@ -22,12 +22,15 @@ export class Slot {
     this.panel = panel;
     this.wires = wires;
     this.turn = 0; // of several loads the last one counts
+    /** @type {{original: Original | Promise<Original>, changes: Change[]} | null} */
+    this.wanted = null; // what was asked for last: what is shown, or what will be
     this.#wire();
   }
 
   /** Load a file in place of the picture; if it is refused, the picture stays and the reason is said. */
   async load(/** @type {Original | Promise<Original>} */ original, /** @type {Change[]} */ changes = []) {
     const turn = ++this.turn;
+    this.wanted = { original, changes };
     this.figure.setAttribute("aria-busy", "true");
     try {
       const chosen = await original;
@@ -38,7 +41,10 @@ export class Slot {
       else URL.revokeObjectURL(picture.url);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
-      if (turn === this.turn) this.#refuse(error.message);
+      if (turn === this.turn) {
+        this.#refuse(error.message);
+        this.wanted = null;
+      }
     } finally {
       if (turn === this.turn) this.figure.removeAttribute("aria-busy");
     }
@@ -50,8 +56,9 @@ export class Slot {
   }
 
   /** Load the picture once more: another change, or another fit. */
-  again(/** @type {Change[]} */ changes = this.panel.shown().changes) {
-    return this.load(this.panel.shown().original, changes);
+  again(/** @type {(changes: Change[]) => Change[]} */ change = (changes) => changes) {
+    const { original, changes } = this.wanted ?? this.panel.shown();
+    return this.load(original, change(changes));
   }
 
   #take(/** @type {import("./pictures.js").Picture} */ picture) {
@@ -104,7 +111,7 @@ export class Slot {
       flip: () => this.#change({ kind: "flip" }),
       turn: () => this.#change({ kind: "turn" }),
       crop: startCrop,
-      reset: () => this.again([]),
+      reset: () => this.again(() => []),
       save: () => this.#save(),
     };
     for (const [name, act] of Object.entries(actions)) {
@@ -126,7 +133,7 @@ export class Slot {
   }
 
   #change(/** @type {Change} */ change) {
-    return this.again([...this.panel.shown().changes, change]);
+    return this.again((changes) => [...changes, change]);
   }
 
   #save() {

@@ -125,7 +125,7 @@ function client() {
 
 /** Give the beginning of a program. */
 function pythonStart(/** @type {App} */ app) {
-  return `# In a checkout of the project: pip install '.[client]'
+  return `# In a checkout of the project, with its environment
 ${hasKey() ? "import os\n" : ""}${sampleNames(app).length ? "from urllib.request import urlretrieve\n" : ""}
 import numpy as np
 ${changedOnes(app).length ? "from PIL import Image, ImageOps\n" : ""}from service.client import Client

@@ -76,6 +76,16 @@ def test_pictures_are_added_once_and_bad_ones_named(gallery):
     assert sorted(cards(gallery)) == sorted(PICTURES)
 
 
+def test_files_that_are_no_pictures_are_left_out_and_counted(gallery):
+    files = [
+        {"name": "README.md", "mimeType": "text/markdown", "buffer": b"# none"},
+        {"name": "one.png", "mimeType": "image/png", "buffer": PICTURES["one.png"]},
+    ]
+    gallery.page.get_by_label("Add pictures…").set_input_files(files)
+    told = "1 of 1: 0 new, 1 known, 0 refused; 1 other files left out"
+    gallery.page.get_by_role("status").filter(has_text=told).wait_for()
+
+
 def test_a_drop_adds(gallery):
     text = base64.b64encode(png(scene(seed=9))).decode()
     gallery.page.evaluate(DROP, ["#gallery", "dropped.png", "image/png", text])
@@ -167,3 +177,5 @@ def test_pictures_are_deleted_one_by_one_and_all(gallery):
     gallery.page.get_by_role("button", name="Empty the gallery…").click()
     gallery.page.get_by_role("button", name=re.compile("Delete all 3 pictures")).click()
     gallery.page.get_by_role("heading", name="0 pictures").wait_for()
+    for name in ("Find near-duplicates", "Empty the gallery…"):
+        assert gallery.page.get_by_role("button", name=name).is_disabled()

@@ -169,6 +169,12 @@ def test_changes_are_made_one_after_another_and_undone(playground):
     click("Undo all", "coffee.jpg · 600 x 400 px")
 
 
+def test_changes_asked_for_while_one_is_under_way_are_all_made(playground):
+    for name in ("Flip", "Rotate", "Rotate"):
+        playground.page.get_by_role("button", name=name).dispatch_event("click")  # waits for none
+    playground.wait_for("b", "coffee-flip-turn.png · 600 x 400 px")
+
+
 def test_a_crop_is_drawn_by_the_pointer(playground):
     playground.page.get_by_role("button", name="Crop").click()
     box = playground.frame("b").bounding_box()
@@ -270,7 +276,7 @@ def test_a_file_that_is_too_large_is_not_even_sent(playground):
 
 def test_another_fit_is_computed_anew(playground):
     before = playground.pixels("a")
-    playground.choose("The model sees", "Centre")
+    playground.choose("The model sees", "Cropped")
     playground.page.wait_for_function(
         "document.querySelector('#a canvas').style.left.startsWith('2')"
     )

@@ -13,7 +13,7 @@ export const gallery = {
   id: "gallery",
   title: "Gallery",
   hint: "Drop a folder of pictures. Click one for more like it, draw a box on it to search for a part.",
-  unavailable: (/** @type {any} */ info) => (info.gallery ? null : "There is no gallery: ESVIT_GALLERY_PATH is not set."),
+  unavailable: (/** @type {any} */ info) => (info.gallery ? null : "No gallery: it wants the extra 'gallery' and ESVIT_GALLERY_PATH."),
 
   create(/** @type {import("../tabs.js").App} */ app) {
     /** @type {import("../collection.js").Look | null} */
@@ -50,10 +50,13 @@ export const gallery = {
       (value) => value.toFixed(3),
       (value) => (least = value),
     );
-    const controls = [
-      nearness.element,
+    const ofSome = /** @type {HTMLButtonElement[]} */ ([
       h("button", { type: "button", click: () => attempt(showNear) }, "Find near-duplicates"),
       emptier(),
+    ]);
+    const controls = [
+      nearness.element,
+      ...ofSome,
     ];
     attempt(list);
 
@@ -77,6 +80,7 @@ export const gallery = {
       const page = await fetchPage(null);
       if (mine !== turn) return;
       ({ count, next } = page);
+      for (const button of ofSome) button.disabled = count === 0;
       show(count === 1 ? "1 picture" : `${count} pictures`, page.pictures);
     }
 
@@ -107,8 +111,8 @@ export const gallery = {
       await find({ query: { id: picture.id }, box: null, fit: app.state.fit });
     }
 
-    async function findFile(/** @type {import("../files.js").Named[]} */ [named]) {
-      if (!named) return;
+    async function findFile(/** @type {import("../files.js").Chosen} */ { pictures: [named] }) {
+      if (!named) throw new Refusal("There is no picture in it");
       const size = await createImageBitmap(named.file).catch(() => {
         throw new Refusal("This browser cannot show the picture");
       });
@@ -123,7 +127,7 @@ export const gallery = {
     }
 
     /** Send files, and show how far that is. */
-    async function take(/** @type {import("../files.js").Named[]} */ files) {
+    async function take(/** @type {import("../files.js").Chosen} */ { pictures: files, others }) {
       if (files.length === 0) throw new Refusal("There is no picture in it");
       isStopped = false;
       progress.hidden = false;
@@ -131,7 +135,7 @@ export const gallery = {
       bar.max = files.length;
       const tell = (/** @type {number} */ sent, /** @type {number} */ added, /** @type {string[]} */ bad) => {
         bar.value = sent;
-        told.textContent = `${sent} of ${files.length}: ${added} new, ${sent - added - bad.length} known, ${bad.length} refused`;
+        told.textContent = `${sent} of ${files.length}: ${added} new, ${sent - added - bad.length} known, ${bad.length} refused${others ? `; ${others} other files left out` : ""}`;
         refused.hidden = bad.length === 0;
         /** @type {Node} */ (refused.firstChild).textContent = `${bad.length} refused`;
         reasons.replaceChildren(...bad.map((reason) => h("li", {}, reason)));
@@ -236,7 +240,7 @@ export const gallery = {
 function chooser(
   /** @type {string} */ words,
   /** @type {import("../dom.js").Attributes} */ attributes,
-  /** @type {(files: import("../files.js").Named[]) => void} */ taken,
+  /** @type {(chosen: import("../files.js").Chosen) => void} */ taken,
 ) {
   const input = /** @type {HTMLInputElement} */ (
     h("input", { type: "file", accept: "image/*", "aria-label": words, ...attributes, change: () => {

@@ -10,7 +10,7 @@ const NUM_LISTED = 5;
 export const similarity = {
   id: "similarity",
   title: "Similarity",
-  hint: "Point at a region of either picture: its most similar regions light up in both.",
+  hint: "Point at a region of either picture: its most similar regions light up in both. Red asks, white is the best match.",
   unavailable: () => null,
 
   create(/** @type {import("../tabs.js").App} */ app) {
