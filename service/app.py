@@ -197,8 +197,9 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     """Answer what no route takes."""
     assert isinstance(error, HTTPException)
     code = HTTP_CODES.get(error.status_code, "invalid_http")
-    detail = {"code": code, "message": str(error.detail)[:200]}
-    return _error(request, error.status_code, detail, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    message = f"expected {headers['Allow']}" if "Allow" in headers else str(error.detail)[:200]
+    return _error(request, error.status_code, {"code": code, "message": message}, headers)
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:

@@ -64,7 +64,7 @@ class EmbedOptions(BatchOptions):
     """Options of `POST /embed`."""
 
     output: Literal["embedding", "last_blocks"] = Field(
-        "embedding", description="pooled features of the last stage, or of the last four blocks"
+        "embedding", description="the model's embedding, or pooled features of the last four blocks"
     )
     normalize: bool = Field(
         True, description="divide by the L2 norm, so that a dot product is a cosine"

@@ -91,7 +91,9 @@ class Settings(BaseSettings):
         ("JPEG", "PNG", "WEBP"), description=f"accepted formats, of {', '.join(FORMATS)}"
     )
     max_points: int = Field(1000, ge=1, description="points asked for in one /correspond")
-    max_top_k: int = Field(1000, ge=1, description="matches asked for by top_k in one /correspond")
+    max_top_k: int = Field(
+        1000, ge=1, description="matches asked for in one /correspond, pictures in one search"
+    )
     max_answer_numbers: int = Field(10_000_000, ge=1, description="numbers in one answer")
     max_answers_bytes: int = Field(
         256_000_000,
