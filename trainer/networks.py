@@ -71,7 +71,7 @@ def build_state(config: PretrainConfig, device: torch.device) -> TrainState:
 
 
 def speed_up(state: TrainState, *, recompute: bool, compiled: bool) -> None:
-    """Let blocks be recomputed where there are gradients, and both networks be compiled, if asked for."""
+    """Let blocks be recomputed in backward passes, and both networks be compiled, if asked for."""
     networks = [state.student, state.teacher]
     if recompute:
         for network in networks:

@@ -1,9 +1,18 @@
 import json
+import logging
 
 import pytest
 
 from tests.trainer.pictures import fill_folder
 from tests.trainer.runs import as_a_process_of_its_own, smoke
+
+
+@pytest.fixture(autouse=True)
+def fresh_log() -> None:
+    """Begin with pytest's log alone: commands run by other tests have set up one of their own."""
+    root = logging.getLogger()
+    root.handlers[:] = [x for x in root.handlers if type(x).__module__.startswith("_pytest")]
+    root.setLevel(logging.WARNING)
 
 
 @pytest.fixture
