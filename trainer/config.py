@@ -4,6 +4,7 @@ The defaults are those of the published Swin-T run; `recipes.py` has the other r
 line is made from these classes, so their docstrings are its help.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -180,7 +181,8 @@ class OptimConfig:
             raise ValueError(
                 f"batch is {self.batch}, max_skipped {self.max_skipped}, expected >= 1"
             )
-        if self.base_lr <= 0 or self.clip_norm <= 0 or self.freeze_epochs < 0:
+        is_rate = 0 < self.base_lr < math.inf  # NaN is none
+        if not is_rate or self.clip_norm <= 0 or self.freeze_epochs < 0:
             raise ValueError(
                 f"base_lr is {self.base_lr}, clip_norm {self.clip_norm}, freeze_epochs "
                 f"{self.freeze_epochs}, expected over 0, over 0 and 0 or more"

@@ -127,6 +127,7 @@ def check(config: ExportConfig) -> None:
     Not in the config itself: there the command line would put a box around the one clear line.
 
     Raises:
+        OSError: if there can be no folder for the file.
         ValueError: if arguments are missing, contradict each other or are out of range.
     """
     if (config.checkpoint is None) != config.untrained:
@@ -136,8 +137,11 @@ def check(config: ExportConfig) -> None:
     if config.image_size not in SIDES:
         expected = f"{SIDES.start} to {SIDES.stop - 1}"
         raise ValueError(f"image size is {config.image_size}, expected {expected}")
-    if not config.out.parent.is_dir() or config.out.is_dir():
-        raise ValueError(f"{config.out} cannot be written: its folder is missing, or it is one")
+    if config.out.is_dir():
+        raise ValueError(f"{config.out} is a folder, expected the name of a file")
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(config.out.parent, os.W_OK):
+        raise ValueError(f"{config.out.parent} cannot be written to")
 
 
 def load(config: ExportConfig) -> Source:

@@ -155,7 +155,18 @@ def keep(run: Run) -> bool:
 
 
 def finish(run: Run) -> None:
-    """Write the teacher and say where it is."""
+    """Write the teacher and say where it is.
+
+    Raises:
+        TooManySkipped: if it is of no use: not finite, or from a run that skipped most steps.
+    """
+    state = run.state
+    floats = [x for x in state.teacher.state_dict().values() if x.is_floating_point()]
+    if 2 * state.num_skipped > state.step or not all(bool(x.isfinite().all()) for x in floats):
+        raise TooManySkipped(
+            f"{state.num_skipped} of {state.step} steps were not finite, and no teacher is written"
+            ": the learning rate may be too high"
+        )
     if distributed.is_main():
         path = run.config.out / TEACHER
         write_teacher(run, path)

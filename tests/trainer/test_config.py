@@ -38,6 +38,8 @@ NONSENSE = [
     (OptimConfig, {"batch": 0}, "batch is 0"),
     (OptimConfig, {"max_skipped": 0}, "max_skipped 0"),
     (OptimConfig, {"base_lr": 0}, "base_lr is 0"),
+    (OptimConfig, {"base_lr": float("nan")}, "base_lr is nan"),
+    (OptimConfig, {"base_lr": float("inf")}, "base_lr is inf"),
     (OptimConfig, {"clip_norm": 0}, "clip_norm 0"),
     (OptimConfig, {"freeze_epochs": -1}, "freeze_epochs -1"),
     (ComputeConfig, {"images_per_pass": 0}, "images_per_pass is 0"),

@@ -108,6 +108,21 @@ def test_steps_that_are_not_finite_are_named_and_stop_the_run(images, tmp_path, 
     assert lines[0]["images"][0].endswith(".jpg")
 
 
+def test_a_run_that_skipped_most_of_its_steps_is_no_success(images, tmp_path, capfd):
+    out = tmp_path / "run"
+    flags = (
+        "--optim.base-lr",
+        "1e30",
+        "--optim.max-skipped",
+        "99",
+        "--schedule.warmup-epochs",
+        "0",
+    )
+    assert main(smoke(images, out, *flags)) == 1
+    assert "steps were not finite, and no teacher is written" in capfd.readouterr().err
+    assert not (out / "teacher.safetensors").exists()
+
+
 def test_run_stops_when_most_images_are_bad(tmp_path):
     folder = fill_folder(tmp_path / "images", 40)
     for path in sorted(folder.rglob("*.jpg"))[:30]:
