@@ -55,12 +55,17 @@ Requests = SimpleQueue[openvino.InferRequest]
 
 
 class OpenVinoEngine:
-    """The model file in OpenVINO; see `service.engine.Engine`."""
+    """The model file in OpenVINO; see `service.engine.Engine`.
+
+    Attributes:
+        shapes: Of each output for one image as the file declares it, for those that are fixed.
+    """
 
     name = "openvino"
     patience_s = PATIENCE_S
     uses_cpu = True
     compiled: Sequence[Output] = PLAIN_OUTPUTS
+    shapes: dict[Output, tuple[int, ...]]
 
     def __init__(self, path: Path, *, precision: str, num_threads: int, max_batch: int) -> None:
         """Load and compile the file.
@@ -93,17 +98,6 @@ class OpenVinoEngine:
         self._plain = self._compile(PLAIN_OUTPUTS, num_threads) if num_threads > 1 else self._alone
         self._lock = threading.Lock()
 
-    @property
-    def shapes(self) -> dict[Output, tuple[int, ...]]:
-        """Shape of each output for one image as the file declares it, for those that are fixed."""
-        declared = {name: self._read().output(name).partial_shape for name in OUTPUTS}
-        own = {name: list(shape)[1:] for name, shape in declared.items() if shape.rank.is_static}
-        return {
-            name: tuple(size.get_length() for size in sizes)
-            for name, sizes in own.items()
-            if all(size.is_static for size in sizes)
-        }
-
     def run(
         self, pixels: NDArray[np.uint8], outputs: Sequence[Output], *, is_alone: bool = False
     ) -> dict[Output, NDArray[np.float32]]:
@@ -127,9 +121,14 @@ class OpenVinoEngine:
 
     def _compile(self, outputs: Sequence[Output], num_streams: int) -> Requests:
         """Compile the part of the graph that leads to some outputs; a request for each stream."""
-        graph = self._read()
+        if os.fstat(self._file).st_mtime_ns != self._written_at_ns:
+            raise ModelError(f"{self._path} was written over; replace model files by renaming")
+        # The file that was opened, also when another has taken its name.
+        own = Path(f"/proc/self/fd/{self._file}")
         requests: Requests = SimpleQueue()
         try:
+            graph = core().read_model(own if own.exists() else self._path)
+            self.shapes = _shapes(graph)
             part = openvino.Model([graph.output(name) for name in outputs], graph.get_parameters())
             program = core().compile_model(
                 part, "CPU", self._options | {"NUM_STREAMS": num_streams}
@@ -140,12 +139,12 @@ class OpenVinoEngine:
             raise ModelError(f"OpenVINO cannot load {self._path}: {error}") from error
         return requests
 
-    def _read(self) -> openvino.Model:
-        """Read the file that was opened, also when another has taken its name."""
-        if os.fstat(self._file).st_mtime_ns != self._written_at_ns:
-            raise ModelError(f"{self._path} was written over; replace model files by renaming")
-        own = Path(f"/proc/self/fd/{self._file}")
-        try:
-            return core().read_model(own if own.exists() else self._path)
-        except RuntimeError as error:
-            raise ModelError(f"OpenVINO cannot load {self._path}: {error}") from error
+
+def _shapes(graph: openvino.Model) -> dict[Output, tuple[int, ...]]:
+    """Give the shape of each output for one image, as far as a graph declares it."""
+    declared = {name: list(graph.output(name).partial_shape)[1:] for name in OUTPUTS}
+    return {
+        name: tuple(size.get_length() for size in sizes)
+        for name, sizes in declared.items()
+        if all(size.is_static for size in sizes)
+    }

@@ -113,11 +113,11 @@ class Protocol(HttpToolsProtocol):
         if not self._has_one_host():
             self._refusal = InvalidHttp("expected one Host header, of a host and perhaps a port")
             raise ValueError("refused")  # ends the parser
+        super().on_headers_complete()
         fields = dict(self.headers)  # the parser has seen to it that no length is given twice
         is_chunked = b"transfer-encoding" in fields
         length = fields.get(b"content-length", b"").lstrip(b"0") or b"0"
         self._framing.begin_body(None if is_chunked else int(length))
-        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Wait for the next head; one whose answer went before its end is over now."""

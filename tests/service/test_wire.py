@@ -163,6 +163,13 @@ def test_the_head_of_a_second_call_has_its_time_too(strict):
     assert refusal(second) == (408, "request_timeout")
 
 
+def test_a_bad_target_behind_a_call_is_told_so(strict):
+    answer = talk(strict, GET + b"\r\n" + b"GET http:///:x HTTP/1.1\r\nHost: x\r\n\r\n")
+    first, _, second = answer.partition(b'{"status":"alive"}')
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert refusal(second) == (400, "invalid_http")
+
+
 def test_calls_in_a_row_are_answered_in_order(strict):
     answer = talk(strict, GET + b"\r\n" + GET + b"\r\n" + LAST)
     assert answer.count(b"HTTP/1.1 200 ") == 3
