@@ -92,7 +92,7 @@ test-all: check .venv/browser .venv/prometheus/done  ## the slow tests as well
 	$(MAKE) end-to-end
 
 processes: .venv/dev  ## runs that are killed, signalled and spread over several processes
-	$(BIN)/python -m pytest -m slow tests/trainer/test_pretrain_resume.py tests/trainer/test_pretrain_processes.py
+	$(BIN)/python -m pytest -m slow tests/trainer/test_distributed.py tests/trainer/test_pretrain_resume.py tests/trainer/test_pretrain_processes.py
 
 end-to-end: .venv/dev  ## images, a run, its features, a model file, its answers, by the commands that users type
 	$(BIN)/python -m pytest -m slow tests/test_end_to_end.py

@@ -5,6 +5,7 @@ Control words (stop, agreement on a number) travel over gloo even where tensors 
 asking for them never waits for a GPU.
 """
 
+import importlib
 import os
 import signal
 import time
@@ -41,6 +42,9 @@ _POLL_S = 0.02
 def process_group(timeout_s: float = 1800.0) -> Iterator[None]:
     """Join torchrun's processes for the time of the block; without torchrun, do nothing.
 
+    After it no thread of the group is left: one that lets go of a tensor while Python ends aborts
+    the process.
+
     Args:
         timeout_s: After so long without the others a collective call raises.
     """
@@ -54,6 +58,7 @@ def process_group(timeout_s: float = 1800.0) -> Iterator[None]:
     timeout = timedelta(seconds=timeout_s)
     store, number, size = next(rendezvous("env://", timeout=timeout))
     store = unused_part(store, number, size, timeout_s=timeout_s)
+    importlib.import_module("torch.distributed.nn")  # later, its defaults would hold the group
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
     try:
         yield
