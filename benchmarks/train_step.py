@@ -8,15 +8,19 @@ losses, backward, clipping, AdamW, the teacher's average and the centers. `ours`
 `--compute.recompute`. `published` is what the published code does with the same networks and
 views: all logits are made, the losses and attention are written out, and clipping, AdamW and the
 average go tensor by tensor. Its windows are cut by our code, which is a little faster. Every case
-has a process of its own; its peak memory is that of the whole process.
+has a process of its own; its peak memory is that of the whole process. Ours is measured with the C
+library's memory and, where it is installed, with that of tcmalloc.
 """
 
 import argparse
+import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -139,29 +143,35 @@ def measure(form: str, precision: str, batch: int, repetitions: int) -> None:
     print(json.dumps({"seconds": seconds[WARM_UP:], "peak_mb": peak_mb(), "loss": loss}))
 
 
-def run_case(*arguments: str) -> dict[str, Any]:
-    """Measure one case in a process of its own."""
+def run_case(*arguments: str, preload: str | None) -> dict[str, Any]:
+    """Measure one case in a process of its own, with the functions of a library before others'."""
     command = [sys.executable, "-m", "benchmarks.train_step", "--case", *arguments]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    environment = {**os.environ, "LD_PRELOAD": preload} if preload else None
+    answer = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=environment
+    ).stdout
     case: dict[str, Any] = json.loads(answer)  # a process's JSON
     return case
 
 
 def compare(batch: int, repetitions: int) -> None:
     """Run all cases in turn and print a line for each, beside the published form in fp32."""
-    print("form       precision   s/step (fastest)   images/s   times    peak MB   share")
+    print("form       memory   precision   s/step (fastest)   images/s   times    peak MB   share")
+    tcmalloc = find_library("tcmalloc_minimal")
+    memories = {"system": None} | ({"tcmalloc": tcmalloc} if tcmalloc else {})
+    cases = [("published", "system"), *itertools.product(OURS, memories)]
     first: dict[str, float] = {}
-    for form in ("published", *OURS):
-        for precision in ("fp32", "bf16"):
-            case = run_case(form, precision, str(batch), str(repetitions))
-            median, peak = statistics.median(case["seconds"]), case["peak_mb"]
-            first = first or {"median": median, "peak": peak}
-            print(
-                f"{form:10s} {precision:9s} {median:8.2f} ({min(case['seconds']):.2f}) "
-                f"{batch / median:14.2f} {first['median'] / median:7.2f} "
-                f"{peak:10.0f} {peak / first['peak']:7.2f}",
-                flush=True,
-            )
+    for (form, memory), precision in itertools.product(cases, ("fp32", "bf16")):
+        words = (form, precision, str(batch), str(repetitions))
+        case = run_case(*words, preload=memories[memory])
+        median, peak = statistics.median(case["seconds"]), case["peak_mb"]
+        first = first or {"median": median, "peak": peak}
+        print(
+            f"{form:10s} {memory:8s} {precision:9s} {median:8.2f} ({min(case['seconds']):.2f}) "
+            f"{batch / median:14.2f} {first['median'] / median:7.2f} "
+            f"{peak:10.0f} {peak / first['peak']:7.2f}",
+            flush=True,
+        )
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ over the views), N rows of one view, D columns of the bottleneck, K prototypes.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from torch.autograd.function import once_differentiable
 from esvit.head import Prototypes
 from esvit.loss import Loss, match_regions, region_head, split_views, view_pairs
 from esvit.model import Projections
-from esvit.sweeps import Keys, Rows, Sweep, Workspace
+from esvit.sweeps import Keys, Rows, Sweep
 
 
 class Pair(NamedTuple):
@@ -56,7 +55,6 @@ class Targets(NamedTuple):
         center: (1, K).
         temperature: The teacher's.
         pairs: What is compared with what.
-        workspace: Memory that is kept from call to call.
     """
 
     bottleneck: Tensor
@@ -64,7 +62,6 @@ class Targets(NamedTuple):
     center: Tensor
     temperature: float
     pairs: list[Pair]
-    workspace: Workspace
 
 
 def fused_cross_entropy(
@@ -112,11 +109,6 @@ def pair_views(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Pai
 class FusedLoss(Loss):
     """`Loss` in a fraction of its memory and time; the same arguments, state and numbers."""
 
-    @cached_property
-    def workspace(self) -> Workspace:
-        """Memory that both tasks share and keep from step to step."""
-        return Workspace()
-
     def view_task(
         self, student: Projections, teacher: Projections, teacher_temperature: float
     ) -> Tensor:
@@ -131,7 +123,6 @@ class FusedLoss(Loss):
                 split_views(student.view.detach(), (1,) * num_student),
                 split_views(teacher.view, (1,) * num_teacher),
             ),
-            self.workspace,
         )
         return fused_cross_entropy(
             student.view, student.view_prototypes, self.student_temperature, targets
@@ -152,7 +143,6 @@ class FusedLoss(Loss):
                 split_views(student.region_features.detach(), student.regions_per_view),
                 split_views(teacher.region_features, teacher.regions_per_view),
             ),
-            self.workspace,
         )
         return fused_cross_entropy(rows, prototypes, self.student_temperature, targets)
 
@@ -215,7 +205,7 @@ def _loss_and_gradients(
         Rows(queries.to(dtype), values, queries * totals),
         Rows(other_queries.to(dtype), keys, owed),
     )
-    found, grad_weight = Sweep(values, groups, targets.workspace).run()
+    found, grad_weight = Sweep(values, groups).run()
     means, target_means = torch.split(found.mean, [len(rows), len(others)])
     loss = (totals * found.logsumexp[: len(rows)]).sum() + (target_means * owed).sum()
     grad_rows = means * (totals / temperature)

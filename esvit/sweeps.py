@@ -11,7 +11,6 @@ number of rows. Statistics are float32; products are of the queries' dtype.
 Shapes: R rows, N of them in a chunk, D columns, K prototypes, W of them in a block.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -102,35 +101,19 @@ class _Block(NamedTuple):
     maximum: Tensor  # (N, 1) float32, subtracted from the logits
 
 
-class Workspace:
-    """Large memory that is kept from step to step: fresh pages cost as much as the sums in them."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
-
-    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Give the memory of this name, of undefined content, with the dtype and device of `like`.
-
-        What was taken under the same name before must not be used any more.
-        """
-        size = math.prod(shape)
-        kept = self._kept.get(name)
-        fits = kept is not None and kept.dtype == like.dtype and kept.device == like.device
-        if kept is None or not fits or len(kept) < size:
-            kept = self._kept[name] = like.new_empty(size)
-        return kept[:size].view(shape)
-
-
 class Sweep:
-    """Goes through values (K, D) with rows, chunk after chunk, in memory that all chunks share."""
+    """Goes through values (K, D) with rows, chunk after chunk, in memory that all chunks share.
 
-    def __init__(self, values: Keys, groups: Sequence[Rows], workspace: Workspace) -> None:
+    That memory ends with the sweep: kept from step to step it would lie idle below the backward
+    pass, where a step holds the most.
+    """
+
+    def __init__(self, values: Keys, groups: Sequence[Rows]) -> None:
         """Take memory.
 
         Args:
             values: What is averaged.
             groups: All rows; of one dtype, which is that of the products.
-            workspace: Where memory is kept; not shared with another sweep under way.
         """
         like = groups[0].queries
         counts = [len(rows.queries) for rows in groups]
@@ -142,14 +125,15 @@ class Sweep:
         self._chunks = list(zip(*(rows.split(num_chunks) for rows in groups), strict=True))
         max_rows = sum(-(-count // num_chunks) for count in counts)
         self._width = min(K, max(256, min(BLOCK_BYTES // (4 * max_rows) // 256 * 256, MAX_WIDTH)))
-        self._exps = workspace.take("exps", (max_rows * K,), like)
-        self._value_block = workspace.take("values", (self._width, D), like)
-        self._key_block = workspace.take("keys", (self._width, D), like)
+        # A piece a block finds room among what is kept where one for the whole chunk would not.
+        self._exps = [like.new_empty(max_rows * self._width) for _ in range(0, K, self._width)]
+        self._value_block = like.new_empty(self._width, D)
+        self._key_block = like.new_empty(self._width, D)
         if not self._is_float32:
             product = (max(max_rows, self._width), D)
-            self._logits = workspace.take("logits", (max_rows * self._width,), self._gradient)
-            self._product = workspace.take("product", product, like)
-            self._product32 = workspace.take("product32", product, self._gradient)
+            self._logits = self._gradient.new_empty(max_rows * self._width)
+            self._product = like.new_empty(product)
+            self._product32 = self._gradient.new_empty(product)
 
     def run(self) -> tuple[Expectation, Tensor]:
         """Give what is known of all rows, group by group, and the (K, D) float32 gradient.
@@ -168,14 +152,14 @@ class Sweep:
         return Expectation(of_all[:, :-1], of_all[:, -1:]), self._gradient
 
     def _blocks(self, num_rows: int) -> list[_Block]:
-        """Cut the memory into one contiguous piece for each block of prototypes."""
+        """Give each block of prototypes its memory."""
         K, width = len(self._gradient), self._width
         maxima = self._gradient.new_empty(-(-K // width), num_rows, 1)
         blocks = []
-        for start, maximum in zip(range(0, K, width), maxima, strict=True):
+        for start, memory, maximum in zip(range(0, K, width), self._exps, maxima, strict=True):
             span = slice(start, min(start + width, K))
             size = num_rows * (span.stop - start)
-            exps = self._exps[num_rows * start :][:size].view(num_rows, -1)
+            exps = memory[:size].view(num_rows, -1)
             logits = exps if self._is_float32 else self._logits[:size].view(num_rows, -1)
             blocks.append(_Block(span, exps, logits, maximum))
         return blocks

@@ -149,6 +149,7 @@ def read_safetensors(path: Path) -> Weights:
     """Read what `write_safetensors` wrote; raises as `read_weights`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    path.open("rb").close()  # the system says why it cannot; safetensors calls it missing
     try:
         with safe_open(path, framework="pt") as file:
             fields = json.loads((file.metadata() or {})["esvit"])

@@ -152,11 +152,14 @@ def _accumulate(
     """Add up the gradients of all parts; gives the teacher's outputs and the mean losses."""
     teacher_parts, losses = [], []
     for views in parts:
-        device = views[0].device.type
-        with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
+        autocast = torch.autocast(
+            views[0].device.type, torch.bfloat16, enabled=config.precision == "bf16"
+        )
+        with autocast:
             with torch.no_grad():
                 teacher_output: Projections = state.teacher(views[: config.num_global_views])
             student_output: Projections = state.student(views)
+        with autocast:  # anew: leaving it has freed bfloat16 copies of the weights
             loss = state.loss(student_output, teacher_output, teacher_temperature)
         (loss.total / len(parts)).backward()
         teacher_parts.append(teacher_output)

@@ -100,9 +100,7 @@ def test_student_that_equals_its_target_has_no_gradient():
     rows = torch.randn(1, 16, requires_grad=True)
     prototypes = Prototypes(torch.randn(96, 16), torch.ones(96, 1))
     itself = Pair(slice(0, 1), torch.tensor([0]), 1.0)
-    targets = Targets(
-        rows.detach(), prototypes, torch.zeros(1, 96), 0.3, [itself], sweeps.Workspace()
-    )
+    targets = Targets(rows.detach(), prototypes, torch.zeros(1, 96), 0.3, [itself])
     fused_cross_entropy(rows, prototypes, 0.3, targets).backward()
     torch.testing.assert_close(rows.grad, torch.zeros_like(rows), atol=1e-5, rtol=0)
 
@@ -154,14 +152,6 @@ def test_pairs_stay_within_an_image():
     expected = [21 + 7 * image + match[image, region] for image in range(3) for region in range(2)]
     assert pairs[-1].matches.tolist() == expected
     assert sum(pair.weight * len(pair.matches) for pair in pairs) == pytest.approx(1)
-
-
-def test_workspace_is_kept_and_grows():
-    workspace, like = sweeps.Workspace(), torch.zeros(0)
-    first = workspace.take("a", (2, 3), like)
-    assert workspace.take("a", (4,), like).data_ptr() == first.data_ptr()
-    assert workspace.take("a", (7,), like).shape == (7,)
-    assert workspace.take("a", (2,), like.bfloat16()).dtype == torch.bfloat16
 
 
 def test_kept_memory_does_not_touch_the_gradients_handed_out():
