@@ -110,7 +110,10 @@ def load_latest(folder: Path) -> Checkpoint | None:
             return load_checkpoint(path)
         logger.warning("%s is passed over: %s; trying the one before", path, damage)
     if paths:
-        raise ValueError(f"all {len(paths)} checkpoints in {folder} are damaged")
+        raise ValueError(
+            f"all {len(paths)} checkpoints in {folder} are damaged; restore one, or remove the "
+            "folder to begin anew"
+        )
     return None
 
 

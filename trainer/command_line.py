@@ -1,20 +1,24 @@
-"""The command line of a pretraining run: a recipe or a kept config, then flags that override it.
+"""The commands' arguments: flags are made from configs by tyro, refusals are one line.
 
-Flags are made from the config's fields by tyro. What cannot be understood is refused in one line.
+A pretraining run begins with a recipe or a kept config, then come flags that override it.
 """
 
 import contextlib
 import io
+import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import tyro
 
 from trainer.config import PretrainConfig
 from trainer.config_file import read_config
 from trainer.recipes import RECIPES
+
+Config = TypeVar("Config")
 
 PROG = "python -m trainer.pretrain"
 
@@ -24,15 +28,20 @@ _DETAIL = " " * 9
 
 
 def parse(argv: list[str]) -> PretrainConfig:
-    """Read a recipe's name or `--config FILE`, then flags.
+    """Read a run's recipe or `--config FILE`, then flags; raises as `read_arguments`."""
+    return read_arguments(lambda: _read(argv))
+
+
+def read_arguments(read: Callable[[], Config]) -> Config:
+    """Let tyro read a command's arguments, and say in one line what is wrong with them.
 
     Raises:
-        SystemExit: after help, or after one line that says what is wrong.
+        SystemExit: after help, or after that line.
     """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return _read(argv)
+            return read()
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from error
@@ -40,6 +49,7 @@ def parse(argv: list[str]) -> PretrainConfig:
         reasons = [str(error) for error in _causes(stop) if _is_ours(error)]
         if stop.code:
             sys.stderr.write(f"{reasons[0] if reasons else in_one_line(said.getvalue())}\n")
+        _flush_help()
         raise
 
 
@@ -71,6 +81,14 @@ def in_one_line(box: str) -> str:
             sections[-1].append(words)
     told = [" ".join(lines) for lines in sections if lines and not lines[0].startswith(_ADVICE)]
     return "; ".join(told) or box.strip()
+
+
+def _flush_help() -> None:
+    """Bring help to its reader, who may have gone after the first lines."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

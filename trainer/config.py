@@ -14,7 +14,11 @@ from esvit.config import HeadConfig, backbone_config
 from esvit.loss import Centering
 from trainer.augment import ViewSpec, global_views, local_views
 from trainer.data.loader import LoaderConfig
+from trainer.expect import expect
 from trainer.schedule import SchedulePlan
+
+LARGEST = 2048
+"""Side of a view in pixels at most: attention grows with the fourth power of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +42,11 @@ class DataConfig:
     max_bad_share: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.images_per_epoch is not None and self.images_per_epoch < 1:
-            raise ValueError(f"images_per_epoch is {self.images_per_epoch}, expected >= 1")
-        if min(self.mix, self.min_side) < 1:
-            raise ValueError(f"mix is {self.mix}, min_side {self.min_side}, expected >= 1")
-        if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"max_bad_share is {self.max_bad_share}, expected 0 to 1")
+        counted = self.images_per_epoch is None or self.images_per_epoch >= 1
+        expect(counted, "1 or more", images_per_epoch=self.images_per_epoch)
+        expect(self.mix >= 1, "1 or more", mix=self.mix)
+        expect(self.min_side >= 1, "1 or more", min_side=self.min_side)
+        expect(0 <= self.max_bad_share <= 1, "0 to 1", max_bad_share=self.max_bad_share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +75,9 @@ class CropsConfig:
     grey: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.num_global < 1 or self.num_local < 0:
-            raise ValueError(
-                f"num_global is {self.num_global}, num_local {self.num_local}, expected 1 or more "
-                "and 0 or more"
-            )
+        expect(self.num_global >= 1, "1 or more", num_global=self.num_global)
+        expect(self.num_local >= 0, "0 or more", num_local=self.num_local)
+        expect(self.global_size <= LARGEST, f"at most {LARGEST} px", global_size=self.global_size)
         if len(self.specs) < 2:
             raise ValueError("a single view makes no pair; expected 2 views or more")
         if max(self.local_sizes, default=0) > self.global_size:
@@ -146,11 +147,9 @@ class LossConfig:
         weights = (self.view_weight, self.region_weight)
         if min(weights) < 0 or sum(weights) == 0:
             raise ValueError(f"loss weights are {weights}, expected a positive one")
-        if self.student_temperature <= 0 or not 0 <= self.center_momentum < 1:
-            raise ValueError(
-                f"student_temperature is {self.student_temperature}, center_momentum "
-                f"{self.center_momentum}, expected over 0 and [0, 1)"
-            )
+        temperature, momentum = self.student_temperature, self.center_momentum
+        expect(temperature > 0, "over 0", student_temperature=temperature)
+        expect(0 <= momentum < 1, "0 or more and less than 1", center_momentum=momentum)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,16 +176,11 @@ class OptimConfig:
     max_skipped: int = 10
 
     def __post_init__(self) -> None:
-        if min(self.batch, self.max_skipped) < 1:
-            raise ValueError(
-                f"batch is {self.batch}, max_skipped {self.max_skipped}, expected >= 1"
-            )
-        is_rate = 0 < self.base_lr < math.inf  # NaN is none
-        if not is_rate or self.clip_norm <= 0 or self.freeze_epochs < 0:
-            raise ValueError(
-                f"base_lr is {self.base_lr}, clip_norm {self.clip_norm}, freeze_epochs "
-                f"{self.freeze_epochs}, expected over 0, over 0 and 0 or more"
-            )
+        expect(self.batch >= 1, "1 or more", batch=self.batch)
+        expect(0 < self.base_lr < math.inf, "a number over 0", base_lr=self.base_lr)
+        expect(self.clip_norm > 0, "over 0", clip_norm=self.clip_norm)
+        expect(self.freeze_epochs >= 0, "0 or more", freeze_epochs=self.freeze_epochs)
+        expect(self.max_skipped >= 1, "1 or more", max_skipped=self.max_skipped)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,8 +208,7 @@ class ComputeConfig:
     alter_on_device: bool = False
 
     def __post_init__(self) -> None:
-        if self.images_per_pass < 1:
-            raise ValueError(f"images_per_pass is {self.images_per_pass}, expected >= 1")
+        expect(self.images_per_pass >= 1, "1 or more", images_per_pass=self.images_per_pass)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,11 +227,9 @@ class CheckpointConfig:
     keep_every: int = 25
 
     def __post_init__(self) -> None:
-        if self.every_minutes <= 0 or self.keep_last < 2 or self.keep_every < 0:
-            raise ValueError(
-                f"every_minutes is {self.every_minutes}, keep_last {self.keep_last}, keep_every "
-                f"{self.keep_every}, expected over 0, 2 or more and 0 or more"
-            )
+        expect(self.every_minutes > 0, "over 0", every_minutes=self.every_minutes)
+        expect(self.keep_last >= 2, "2 or more: one to fall back on", keep_last=self.keep_last)
+        expect(self.keep_every >= 0, "0 or more", keep_every=self.keep_every)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,11 +252,9 @@ class MonitorConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.every, self.evaluate_images) < 1 or self.evaluate_every < 0:
-            raise ValueError(
-                f"every is {self.every}, evaluate_images {self.evaluate_images}, evaluate_every "
-                f"{self.evaluate_every}, expected 1 or more, 1 or more and 0 or more"
-            )
+        expect(self.every >= 1, "1 or more", every=self.every)
+        expect(self.evaluate_every >= 0, "0 or more", evaluate_every=self.evaluate_every)
+        expect(self.evaluate_images >= 1, "1 or more", evaluate_images=self.evaluate_images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,11 +291,9 @@ class PretrainConfig:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
-        if self.seed < 0 or not 0 <= self.init_epoch < self.schedule.epochs:
-            raise ValueError(
-                f"seed is {self.seed}, init_epoch {self.init_epoch}, expected 0 or more and "
-                f"0 to {self.schedule.epochs - 1}"
-            )
+        expect(self.seed >= 0, "0 or more", seed=self.seed)
+        last = self.schedule.epochs - 1
+        expect(0 <= self.init_epoch <= last, f"0 to {last}", init_epoch=self.init_epoch)
         smallest = self.backbone.least_side
         sizes = (self.crops.global_size, *self.crops.local_sizes)
         if min(sizes) < smallest:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import tyro
 
+from trainer.command_line import read_arguments
 from trainer.monitor import set_up_logging
 from trainer.prepare.drawings import Drawings
 from trainer.prepare.elpv import Elpv
@@ -31,19 +32,16 @@ AnySet = (
 
 
 def parse(argv: list[str] | None) -> Request:
-    """Read the command line: a set's name, then its flags.
-
-    Raises:
-        SystemExit: after help, or after a word on what is wrong.
-    """
-    request: Request = tyro.cli(
-        AnySet,
-        args=argv,
-        prog="python -m trainer.datasets",
-        description="Make an image folder of a public set of pictures.",
-        config=(tyro.conf.OmitSubcommandPrefixes,),
+    """Read a set's name, then its flags; raises as `read_arguments`."""
+    return read_arguments(
+        lambda: tyro.cli(
+            AnySet,
+            args=argv,
+            prog="python -m trainer.datasets",
+            description="Make an image folder of a public set of pictures.",
+            config=(tyro.conf.OmitSubcommandPrefixes,),
+        )
     )
-    return request
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from trainer.command_line import read_arguments
 from trainer.evaluation.classify import measure_knn
 from trainer.evaluation.config import (
     CorrespondenceConfig,
@@ -64,7 +65,9 @@ def measure(config: Config, console: Console) -> dict[str, Any]:  # JSON
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and give its exit code."""
-    config = tyro.cli(Config, args=argv, prog="python -m trainer.evaluate")
+    config: Config = read_arguments(
+        lambda: tyro.cli(Config, args=argv, prog="python -m trainer.evaluate")
+    )
     console = set_up_logging(is_main=True)
     try:
         answer = measure(config, console)

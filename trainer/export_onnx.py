@@ -2,7 +2,9 @@
 
 `python -m trainer.export_onnx --checkpoint FILE --out model.onnx`, or `--untrained --arch NAME` for
 a first start without weights. The file is compared with torch on photographs before it is written;
-one that differs is not. Exit codes: 0 written, 1 it differs, 2 the request cannot be met.
+one that differs is not.
+
+Exit codes: 0 written; 1 it differs; 2 the request cannot be met; 130 interrupted.
 """
 
 import hashlib
@@ -26,10 +28,11 @@ from esvit.weights import Network, digest
 from service.contract import INPUT, OUTPUTS, ModelInfo, Output, PreprocessSpec
 from service.model_file import read_model_info
 from service.parity import MIN_COSINE, least_cosines, photograph_pixels
+from trainer.command_line import read_arguments
 from trainer.evaluation.config import default_cache
-from trainer.evaluation.frozen import read_network
 from trainer.evaluation.images import preprocessing
 from trainer.onnx_graph import Pixels2Outputs, output_shapes, serialise, to_fp16, trace
+from trainer.stored_network import IMAGE_SIZE, check_image_size, image_size_of, read_network
 from trainer.triton import repository_files, triton_config
 from trainer.whitening import Begin, learn_whitening
 
@@ -41,8 +44,6 @@ USUAL_SIZE = 10.0
 in proportion; there so much more is allowed."""
 
 BATCHES = (1, 2, 7)
-SIDES = range(32, 1025)
-"""Sides of an image in pixels that a file is made for; attention grows with the fourth power."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +56,11 @@ class ExportConfig:
         checkpoint: A published checkpoint, weights of ours (.safetensors), a run's folder or one
             of its checkpoints.
         untrained: Export fresh weights instead of a checkpoint.
-        which: The network of a published checkpoint.
+        which: The network of a checkpoint that holds both.
         arch: Name of the backbone; told from the checkpoint where there is one.
         seed: Seed of fresh weights.
-        image_size: Side in pixels of the square that the model sees.
+        image_size: Side in pixels of the square that the model sees: 32 to 1024; if not given, of
+            a run that of its global views, else 224.
         whiten: Images like those that will be embedded: embeddings are whitened by their principal
             components.
         whiten_from: What whitening begins with: the pooled feature, or the layout of all stages'
@@ -74,7 +76,7 @@ class ExportConfig:
     which: Network = "teacher"
     arch: str | None = None
     seed: int = 0
-    image_size: int = 224
+    image_size: int | None = None
     whiten: str | None = None
     whiten_from: Begin = "pooled"
     cache: Path = field(default_factory=default_cache)
@@ -82,9 +84,10 @@ class ExportConfig:
 
 
 class Source(NamedTuple):
-    """A backbone and what its passport says of where it is from."""
+    """A backbone, the side of its images, and what its passport says of where it is from."""
 
     backbone: Backbone
+    image_size: int
     arch: str
     name: str
     training: dict[str, Any] | None  # JSON values
@@ -134,9 +137,7 @@ def check(config: ExportConfig) -> None:
         raise ValueError("give either --checkpoint or --untrained")
     if config.untrained and config.arch is None:
         raise ValueError(f"--untrained needs --arch, one of {', '.join(BACKBONES)}")
-    if config.image_size not in SIDES:
-        expected = f"{SIDES.start} to {SIDES.stop - 1}"
-        raise ValueError(f"image size is {config.image_size}, expected {expected}")
+    check_image_size(config.image_size)
     if config.out.is_dir():
         raise ValueError(f"{config.out} is a folder, expected the name of a file")
     config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -156,8 +157,10 @@ def load(config: ExportConfig) -> Source:
     if config.checkpoint is None:
         torch.manual_seed(config.seed)
         arch = str(config.arch)
-        return Source(build(row).eval(), arch, f"{arch}-untrained", None, "Apache-2.0")
+        size = config.image_size or IMAGE_SIZE
+        return Source(build(row).eval(), size, arch, f"{arch}-untrained", None, "Apache-2.0")
     weights = read_network(config.checkpoint, config.which)
+    size = config.image_size or image_size_of(weights)
     arch = backbone_name(weights.backbone) or weights.backbone.kind
     if config.arch is not None and arch != config.arch:
         raise ValueError(f"{config.checkpoint} holds {arch}, not {config.arch}")
@@ -169,7 +172,7 @@ def load(config: ExportConfig) -> Source:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         training |= {"file": config.checkpoint.name, "file_sha256": sha256}
     licence = str(weights.about.get("licence", "NOASSERTION"))
-    return Source(backbone, arch, name, training, licence)
+    return Source(backbone, size, arch, name, training, licence)
 
 
 def make_graph(config: ExportConfig, source: Source, console: Console) -> Graph:
@@ -179,7 +182,7 @@ def make_graph(config: ExportConfig, source: Source, console: Console) -> Graph:
         FileNotFoundError: if the images to learn whitening from are not there.
         ValueError: if they are too few.
     """
-    pixels2outputs = Pixels2Outputs(source.backbone, preprocessing(config.image_size)).eval()
+    pixels2outputs = Pixels2Outputs(source.backbone, preprocessing(source.image_size)).eval()
     if config.whiten is None:
         return Graph(pixels2outputs, None)
     whitened = learn_whitening(
@@ -252,15 +255,30 @@ def write(path: Path, data: bytes) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and give its exit code."""
-    config = tyro.cli(ExportConfig, args=argv, prog="python -m trainer.export_onnx")
+    config = read_arguments(
+        lambda: tyro.cli(ExportConfig, args=argv, prog="python -m trainer.export_onnx")
+    )
     try:
-        check(config)
-        source = load(config)
-        graph = make_graph(config, source, Console(stderr=True))
-        data = export(source, graph, config.precision)
+        return run(config)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"interrupted; {config.out} is as it was\n")
+        return 130
+
+
+def run(config: ExportConfig) -> int:
+    """Write a model file that equals torch, say how near it is, and give the exit code.
+
+    Raises:
+        OSError: if a file is missing, or the disk does not take another.
+        ValueError: if the request cannot be met.
+    """
+    check(config)
+    source = load(config)
+    graph = make_graph(config, source, Console(stderr=True))
+    data = export(source, graph, config.precision)
     console = Console(width=100, highlight=False)
     comparisons = compare(data, graph.module)
     for batch, output, difference, size, cosine in comparisons:
@@ -270,16 +288,12 @@ def main(argv: list[str] | None = None) -> int:
     if not is_equal(comparisons, config.precision):
         sys.stderr.write(f"{config.out} not written: the graph differs from torch\n")
         return 1
-    try:
-        write(config.out, data)
-        info = read_model_info(config.out)
-        if config.triton_repository is not None:
-            config_path, model_path = repository_files(config.triton_repository, info)
-            write(config_path, triton_config(info).encode())
-            write(model_path, data)
-    except OSError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    write(config.out, data)
+    info = read_model_info(config.out)
+    if config.triton_repository is not None:
+        config_path, model_path = repository_files(config.triton_repository, info)
+        write(config_path, triton_config(info).encode())
+        write(model_path, data)
     written = f"{info.name}, {config.precision}, {len(data) / 1e6:.1f} MB"
     console.print(f"{config.out}: {written}", soft_wrap=True)
     return 0

@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 """Where a run's folder has them."""
 
-_HEADS = ("head.", "head_dense.")
+HEADS = ("head.", "head_dense.")
+"""Beginnings of the names of tensors that are no part of a backbone."""
 
 
 def build_state(config: PretrainConfig, device: torch.device) -> TrainState:
@@ -127,7 +128,7 @@ def start_from(state: TrainState, path: Path) -> list[str]:
         load_known("loss", state.loss, tensors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    missing = [name for name in fresh if not name.startswith(_HEADS)]
+    missing = [name for name in fresh if not name.startswith(HEADS)]
     if missing:
         raise ValueError(f"{path} is of another backbone: it has no {missing[0]}")
     return fresh

@@ -95,6 +95,7 @@ class Run:
             "epochs": self.epoch,
             "steps": self.state.step,
             "batch": self.config.optim.batch,
+            "image_size": self.config.crops.global_size,
             "init": str(self.config.init) if self.config.init else None,
             "revision": source_revision(),
         }

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from trainer.expect import expect
+
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulePlan:
@@ -38,20 +40,14 @@ class SchedulePlan:
     warmup_teacher_epochs: int = 30
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs is {self.epochs}, expected >= 1")
-        if not 0 <= self.warmup_epochs <= self.epochs or self.warmup_teacher_epochs < 0:
-            raise ValueError(
-                f"warm-ups are {self.warmup_epochs} and {self.warmup_teacher_epochs} epochs, "
-                f"expected 0 to {self.epochs}"
-            )
-        if not 0.0 <= self.momentum <= 1.0:
-            raise ValueError(f"momentum is {self.momentum}, expected [0, 1]")
-        if min(self.teacher_temperature, self.warmup_teacher_temperature) <= 0:
-            raise ValueError(
-                f"teacher temperatures are {self.warmup_teacher_temperature} and "
-                f"{self.teacher_temperature}, expected over 0"
-            )
+        expect(self.epochs >= 1, "1 or more", epochs=self.epochs)
+        is_within = 0 <= self.warmup_epochs <= self.epochs
+        expect(is_within, f"0 to epochs ({self.epochs})", warmup_epochs=self.warmup_epochs)
+        warmup = self.warmup_teacher_epochs
+        expect(warmup >= 0, "0 or more", warmup_teacher_epochs=warmup)
+        expect(0 <= self.momentum <= 1, "0 to 1", momentum=self.momentum)
+        for name in ("teacher_temperature", "warmup_teacher_temperature"):
+            expect(getattr(self, name) > 0, "over 0", **{name: getattr(self, name)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.preprocess import Fit
+from trainer.command_line import read_arguments
 from trainer.evaluation.config import NetworkConfig
 from trainer.evaluation.correspondence import mirrored_copies
 from trainer.evaluation.frozen import open_network
@@ -203,12 +204,16 @@ def write(path: Path, image: Image.Image) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and give its exit code."""
-    config = tyro.cli(Config, args=argv, prog="python -m trainer.visualize")
+    config: Config = read_arguments(
+        lambda: tyro.cli(Config, args=argv, prog="python -m trainer.visualize")
+    )
     try:
         write(config.out, draw(config))
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except KeyboardInterrupt:
+        return 130
     sys.stdout.write(f"{config.out}\n")
     return 0
 

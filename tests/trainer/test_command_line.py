@@ -61,7 +61,7 @@ def test_help_names_the_recipes(capsys):
         (("--config",), "--config wants the file of a config"),
         (("--config", "none.json"), "[Errno 2] No such file or directory: 'none.json'"),
         (("--config", "/"), "[Errno 21] Is a directory: '/'"),
-        ((*OK, "--optim.batch", "0"), "batch is 0, max_skipped 10, expected >= 1"),
+        ((*OK, "--optim.batch", "0"), "batch is 0, expected 1 or more"),
     ],
 )
 def test_what_is_not_understood_is_said_in_one_line(argv, message, capsys):

@@ -69,10 +69,10 @@ def test_step_outside_the_run_is_refused(step):
     [
         ("epochs", 0, "epochs is 0"),
         ("steps_per_epoch", 0, "steps_per_epoch 0"),
-        ("warmup_epochs", 301, "warm-ups are 301"),
-        ("warmup_teacher_epochs", -1, "and -1 epochs"),
+        ("warmup_epochs", 301, r"warmup_epochs is 301, expected 0 to epochs \(300\)"),
+        ("warmup_teacher_epochs", -1, "warmup_teacher_epochs is -1"),
         ("momentum", 1.5, "momentum is 1.5"),
-        ("teacher_temperature", 0.0, "expected over 0"),
+        ("teacher_temperature", 0.0, "^teacher_temperature is 0.0, expected over 0"),
     ],
 )
 def test_nonsense_is_refused(field, value, message):

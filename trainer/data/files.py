@@ -113,8 +113,14 @@ def _walk(root: str, builder: IndexBuilder) -> Iterator[tuple[str, str]]:
             continue
         seen.add((status.st_dev, status.st_ino))
         builder.watch(path)
-        with os.scandir(path) as entries:
-            kept = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
+        try:
+            with os.scandir(path) as entries:
+                kept = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
+        except PermissionError:
+            if not folder:
+                raise
+            logger.warning("%s may not be read: what is in it is left out", path)
+            continue
         pending += [f"{folder}/{name}" if folder else name for name, deep in reversed(kept) if deep]
         yield from ((folder, name) for name, deep in kept if not deep)
 

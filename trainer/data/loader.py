@@ -22,6 +22,7 @@ from service.images import DecodedImage
 from trainer.augment import ViewSpec, make_views
 from trainer.data.images import ImageReader
 from trainer.data.sampler import VIEWS_STREAM, Key
+from trainer.expect import expect
 from trainer.memory import keep_freed_memory
 from trainer.pixel_ops import PixelParameters, alter_pixels, normalize
 
@@ -51,6 +52,10 @@ class Batch(NamedTuple):
     names: Sequence[str]
 
 
+MOST_WORKERS = 512
+"""Processes that load images, at most; each is a Python with torch."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
     """How batches are made.
@@ -68,12 +73,10 @@ class LoaderConfig:
     pin_memory: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers is {self.num_workers}, expected 0 or more")
-        if self.prefetch < 1:
-            raise ValueError(f"prefetch is {self.prefetch}, expected at least 1")
-        if self.timeout_s <= 0:
-            raise ValueError(f"timeout_s is {self.timeout_s}, expected more than 0")
+        is_sane = 0 <= self.num_workers <= MOST_WORKERS
+        expect(is_sane, f"0 to {MOST_WORKERS}", num_workers=self.num_workers)
+        expect(self.prefetch >= 1, "1 or more", prefetch=self.prefetch)
+        expect(self.timeout_s > 0, "over 0", timeout_s=self.timeout_s)
 
 
 @dataclass(frozen=True)

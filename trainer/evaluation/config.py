@@ -164,7 +164,8 @@ class ThroughputConfig:
         checkpoint: The backbone of a checkpoint, as in the other measures.
         model: A model file in ONNX Runtime.
         which: The network of a checkpoint that holds both.
-        image_size: Side in pixels of the square that a backbone sees.
+        image_size: Side in pixels of the square that a backbone sees: 32 to 1024; if not given, of
+            a run that of its global views, else 224.
         device: Where to run; `auto` takes a CUDA device if there is one.
         precisions: Of a backbone's matrix products.
         batches: Images of a pass.
@@ -177,7 +178,7 @@ class ThroughputConfig:
     checkpoint: Path | None = None
     model: Path | None = None
     which: Network = "teacher"
-    image_size: int = 224
+    image_size: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
     batches: tuple[int, ...] = (1, 8, 32)

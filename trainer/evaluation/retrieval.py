@@ -30,6 +30,9 @@ from trainer.evaluation.subject import Subject
 
 logger = logging.getLogger(__name__)
 
+PARTS = frozenset(("train", "val", "test"))
+"""Folders of a folder of both training and test images."""
+
 _COSINES = 1 << 24
 """How many are held at a time."""
 
@@ -152,6 +155,12 @@ def _open(
     records = read_records(path, source)
     for column in filter(None, (config.identity, config.across)):
         check_column(records, column)
+    classes = source.index.classes
+    if config.identity == "class" and classes and PARTS.issuperset(classes):
+        raise ValueError(
+            f"{path} has the folders {', '.join(classes)}, which are no identities; name one of "
+            "them, or the --identity"
+        )
     chosen = set(choose(source, config.max_images, config.seed).indices)
     counted = [
         i

@@ -19,9 +19,11 @@ from esvit.config import BACKBONES, backbone_config, backbone_name
 from trainer.config import ComputeConfig
 from trainer.devices import choose_device
 from trainer.evaluation.config import ThroughputConfig
-from trainer.evaluation.frozen import open_model, read_network
+from trainer.evaluation.frozen import open_model
 from trainer.evaluation.progress import show_progress
 from trainer.evaluation.timing import Job, Precision, device_name, run
+from trainer.expect import expect
+from trainer.stored_network import IMAGE_SIZE, check_image_size, image_size_of, read_network
 
 PAPER = {
     "resnet50": 1237,
@@ -53,13 +55,14 @@ def measure_throughput(config: ThroughputConfig, console: Console) -> dict[str, 
     check(config)
     device = choose_device(ComputeConfig(device=config.device))
     networks = _networks(config)
+    side = config.image_size or _size_learnt_at(config)
     jobs = [
         Job(
             name=name,
             network=network,
             precision=precision,
             batches=tuple(sorted(config.batches)),
-            side=config.image_size,
+            side=side,
             repeats=config.repeats,
             device=device.type,
             compiled=config.compiled,
@@ -77,9 +80,9 @@ def measure_throughput(config: ThroughputConfig, console: Console) -> dict[str, 
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "compiled": config.compiled,
-        "image_size": config.image_size,
+        "image_size": side,
         "networks": {
-            name: describe(network, config.image_size)
+            name: describe(network, side)
             for name, network in networks.items()
             if not isinstance(network, Path)
         },
@@ -96,12 +99,10 @@ def check(config: ThroughputConfig) -> None:
     named = (bool(config.arch), config.all, bool(config.checkpoint), bool(config.model))
     if sum(named) != 1:
         raise ValueError("give one of --arch, --all, --checkpoint and --model")
-    numbers = (*config.batches, config.repeats, config.image_size)
-    if not config.batches or not config.precisions or min(numbers) < 1:
-        raise ValueError(
-            f"batches are {config.batches}, precisions {config.precisions}, repeats "
-            f"{config.repeats}, image-size {config.image_size}, expected 1 or more of each"
-        )
+    check_image_size(config.image_size)
+    expect(min(config.batches, default=0) >= 1, "one or more, of 1 or more", batches=config.batches)
+    expect(len(config.precisions) >= 1, "one or more", precisions=config.precisions)
+    expect(config.repeats >= 1, "1 or more", repeats=config.repeats)
 
 
 def describe(config: BackboneConfig, side: int) -> dict[str, float]:
@@ -144,6 +145,13 @@ def _networks(config: ThroughputConfig) -> dict[str, BackboneConfig | Path]:
         return {backbone_name(found) or "own": found}
     names = [name for name in BACKBONES if name in PAPER] if config.all else config.arch
     return {name: backbone_config(name) for name in names}
+
+
+def _size_learnt_at(config: ThroughputConfig) -> int:
+    """Give the side in pixels that a checkpoint's network learnt at, else the published one."""
+    if config.checkpoint is None:
+        return IMAGE_SIZE
+    return image_size_of(read_network(config.checkpoint, config.which))
 
 
 def _precisions(network: BackboneConfig | Path, config: ThroughputConfig) -> tuple[Precision, ...]:

@@ -86,12 +86,6 @@ def test_network_that_is_not_there_is_refused(tmp_path, monkeypatch, options, me
         open_network(NetworkConfig(**paths))
 
 
-def test_run_whose_config_says_no_size_is_refused(run_folder):
-    (run_folder / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="does not say how large"):
-        open_network(NetworkConfig(checkpoint=run_folder))
-
-
 def test_model_file_without_passport_is_refused(model_path, tmp_path):
     import onnx
 
@@ -106,7 +100,15 @@ def test_model_file_without_passport_is_refused(model_path, tmp_path):
         open_network(NetworkConfig(model=tmp_path / "foreign.onnx"))
 
 
-@pytest.mark.parametrize("options", [{"batch": 0}, {"max_images": 0}, {"num_workers": -1}])
-def test_numbers_that_make_no_sense_are_refused(options):
-    with pytest.raises(ValueError, match="expected 1 or more"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 0}, "^batch is 0, expected 1 or more$"),
+        ({"max_images": 0}, "^max_images is 0, expected 1 or more$"),
+        ({"seed": -1}, "^seed is -1, expected 0 or more$"),
+        ({"num_workers": 1000}, "^num_workers is 1000, expected 0 to 512$"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         open_subject(KnnConfig(data="", **options), Console(stderr=True))

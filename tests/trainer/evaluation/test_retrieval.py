@@ -118,6 +118,12 @@ def test_across_a_column_both_ways_with_conditions(tmp_path):
     assert [d["gallery"] for d in fewer["directions"]] == [2, 2]
 
 
+def test_training_and_test_images_are_no_identities(tmp_path):
+    fill(tmp_path, ["train/dark/0.png", "train/bright/150.png", "val/dark/3.png"])
+    with pytest.raises(ValueError, match="has the folders train, val, which are no identities"):
+        ask(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -38,9 +38,9 @@ def test_names_of_the_papers_table_are_ours():
     [
         ({}, "give one of"),
         ({"arch": ("swin_tiny_w7",), "all": True}, "give one of"),
-        ({"all": True, "batches": ()}, "batches are"),
-        ({"all": True, "batches": (0,)}, "batches are"),
-        ({"all": True, "repeats": 0}, "repeats 0"),
+        ({"all": True, "batches": ()}, r"batches is \(\), expected"),
+        ({"all": True, "batches": (0,)}, r"batches is \(0,\), expected"),
+        ({"all": True, "repeats": 0}, "repeats is 0"),
     ],
 )
 def test_request_that_makes_no_sense_is_refused(options, message):
