@@ -36,9 +36,22 @@ class Attention(nn.Module):
         # An exporter takes the common product apart again, with more copies than three products.
         if torch.compiler.is_exporting():
             return self.with_weights(x, bias)[0]
-        num, T, C = x.shape
-        qkv = linear(self.qkv, x).view(num, T, 3, self.num_heads, C // self.num_heads)
-        return self._join(attend_self(qkv, bias, qkv.shape[-1] ** -0.5))
+        return linear(self.proj, self.mix(linear(self.qkv, x), bias))
+
+    def mix(self, qkv: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Do what `forward` does between its two linear layers.
+
+        Args:
+            qkv: (B * N, T, 3 * C).
+            bias: As in `forward`.
+
+        Returns:
+            (B * N, T, C).
+        """
+        num, T, width = qkv.shape
+        qkv = qkv.view(num, T, 3, self.num_heads, width // (3 * self.num_heads))
+        mixed = attend_self(qkv, bias, qkv.shape[-1] ** -0.5)
+        return mixed.transpose(1, 2).flatten(2)
 
     def with_weights(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Attend as `forward` does and give the weights (B * N, heads, T, T) as well."""
@@ -48,7 +61,8 @@ class Attention(nn.Module):
             scores = scores.view(-1, bias.shape[0], *scores.shape[1:]) + bias
             scores = scores.flatten(0, 1)
         weights = scores.softmax(-1)
-        return self._join(weights.to(value.dtype) @ value), weights
+        mixed = weights.to(value.dtype) @ value
+        return linear(self.proj, mixed.transpose(1, 2).flatten(2)), weights
 
     def _apart(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make the query, already scaled, key and value (B, heads, T, C / heads) of tokens.
@@ -64,10 +78,6 @@ class Attention(nn.Module):
         key, value = F.linear(x, weight[1], bias[1]), F.linear(x, weight[2], bias[2])
         query, key, value = (y.view(shape).transpose(1, 2) for y in (query, key, value))
         return query, key, value
-
-    def _join(self, x: Tensor) -> Tensor:
-        """Put heads (B, heads, T, C / heads) together and project."""
-        return linear(self.proj, x.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

@@ -71,6 +71,9 @@ class SwinBlock(ResidualBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to a map of the same shape."""
         layout, bias = self._layout_and_bias(x)
+        # In an exported graph the common product of queries, keys and values is no gain.
+        if layout.has_much_padding and not torch.compiler.is_exporting():
+            return self.add(x, self._attend_positions(x, layout, bias))
         attended = use_and_remake(
             lambda x: to_windows(self.norm1(x), layout), x, lambda windows: self.attn(windows, bias)
         )
@@ -82,6 +85,16 @@ class SwinBlock(ResidualBlock):
         attended, weights = self.attn.with_weights(to_windows(self.norm1(x), layout), bias)
         x = self.add(x, from_windows(attended, layout, x.shape[1], x.shape[2]))
         return x, between_positions(weights, layout)
+
+    def _attend_positions(self, x: Tensor, layout: Layout, bias: Tensor) -> Tensor:
+        """Give what attention adds to a map; only its positions go through the linear layers.
+
+        Padding is zero before them, so behind the first it is that layer's bias, and behind the
+        second it is not wanted.
+        """
+        qkv = use_and_remake(self.norm1, x, partial(linear, self.attn.qkv))
+        mixed = self.attn.mix(to_windows(qkv, layout, self.attn.qkv.bias), bias)
+        return linear(self.attn.proj, from_windows(mixed, layout, x.shape[1], x.shape[2]))
 
     def _layout_and_bias(self, x: Tensor) -> tuple[Layout, Tensor]:
         """Look up how the map is cut, and what is added to the scores."""

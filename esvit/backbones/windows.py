@@ -26,6 +26,13 @@ a row lie less than 80 apart.
 Key = TypeVar("Key", bound=Hashable)
 Table = TypeVar("Table")
 
+MUCH_PADDING = 2.0
+"""Slots of all windows for each position of the map, from which on padding is not multiplied.
+
+With less of it the products that are spared pay for what is moved in its place, no more: queries,
+keys and values instead of what they are made of. A view of 96 px has 5.4 in its last stage, and
+with windows of 14 in the last but one as well."""
+
 _MAX_TABLES = 256
 _layouts: dict[tuple["Windows", int, int, torch.device], "Layout"] = {}
 
@@ -50,14 +57,21 @@ class Layout(NamedTuple):
     Attributes:
         slots: (N, M * M) int64, the map position in each slot of each window; H * W is padding.
         positions: (H * W,) int64, the slot of each map position, counted through all windows.
+        padding: (P,) int64, the slots that are padding, counted likewise.
         mask: (N, 1, M * M, M * M) added to the scores, or None where all of a window see all.
         is_one_window: Whether the map is one window as it is, so that nothing has to move.
     """
 
     slots: Tensor
     positions: Tensor
+    padding: Tensor
     mask: Tensor | None
     is_one_window: bool
+
+    @property
+    def has_much_padding(self) -> bool:
+        """Whether what positions need should be worked out before windows are cut."""
+        return self.slots.numel() >= MUCH_PADDING * len(self.positions)
 
 
 def layout_of(windows: Windows, H: int, W: int, device: torch.device) -> Layout:
@@ -79,11 +93,23 @@ def remembered(known: dict[Key, Table], key: Key, make: Callable[[], Table]) -> 
     return known[key]
 
 
-def to_windows(x: Tensor, layout: Layout) -> Tensor:
-    """Cut maps (B, H, W, C) into windows (B * N, M * M, C), image by image; padding is zero."""
+def to_windows(x: Tensor, layout: Layout, padding: Tensor | None = None) -> Tensor:
+    """Cut maps into windows, image by image.
+
+    Args:
+        x: (B, H, W, C).
+        layout: Of maps of this size.
+        padding: (C,), what padding is; zero if not given.
+
+    Returns:
+        (B * N, M * M, C).
+    """
     B, H, W, C = x.shape
     x = x.reshape(B, H * W, C)
-    if not layout.is_one_window:
+    if padding is not None:
+        # torch leaves `apply` untyped.
+        x = _MoveAndPad.apply(x, padding, layout)  # type: ignore[no-untyped-call]
+    elif not layout.is_one_window:
         x = _move(x, layout.slots.flatten(), layout.positions)
     return x.reshape(-1, layout.slots.shape[1], C)
 
@@ -138,12 +164,14 @@ def _new_layout(windows: Windows, H: int, W: int, device: torch.device) -> Layou
     numbers = torch.arange(H * W).view(H, W)
     numbers = F.pad(numbers, (0, right, 0, bottom), value=H * W)
     slots = _cut(numbers.roll((-shift, -shift), (0, 1)), M)
-    positions = slots.flatten().argsort()[: H * W]
+    order = slots.flatten().argsort(stable=True)
+    positions, padding = order[: H * W], order[H * W :]
     mask = _mask(windows, H + bottom, W + right, slots == H * W)
     is_one_window = slots.shape[0] == 1 and not (bottom or right or shift)
     return Layout(
         slots=slots.to(device),
         positions=positions.to(device),
+        padding=padding.to(device),
         mask=None if mask is None else mask.to(device),
         is_one_window=is_one_window,
     )
@@ -193,6 +221,23 @@ class _Move(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # ctx is torch's
         _, inverse = ctx.saved_tensors
         return _take(grads[0], inverse), None, None
+
+
+class _MoveAndPad(torch.autograd.Function):
+    """As `_Move`, with a row of its own for padding, whose gradient is the sum over all of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, row: Tensor, layout: Layout) -> Tensor:  # ctx is torch's
+        ctx.layout, ctx.dtype = layout, row.dtype
+        rows = row.to(x.dtype).expand(len(x), 1, -1)
+        return torch.cat([x, rows], dim=1).index_select(1, layout.slots.flatten())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # ctx is torch's
+        (grad,) = grads
+        of_slots = grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32))
+        of_row = of_slots.index_select(0, ctx.layout.padding).sum(0)
+        return grad.index_select(1, ctx.layout.positions), of_row.to(ctx.dtype), None
 
 
 def _move(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ def test_run_leaves_weights_with_their_provenance(unbroken, images):
         "epochs": 2,
         "steps": 10,
         "batch": 4,
+        "image_size": 32,
         "init": None,
         "licence": "NOASSERTION",
     }

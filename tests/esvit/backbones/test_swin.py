@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from esvit.backbones import SwinConfig, build, windows
 from esvit.backbones.layers import drop_path
 from esvit.backbones.swin_layers import SwinBlock
-from esvit.backbones.windows import Windows
+from esvit.backbones.windows import Windows, layout_of, to_windows
 from tests import oracles
 from tests.conftest import TINY
 
@@ -73,18 +74,39 @@ def test_every_block_attends_as_the_reference_does(reference, file, name):
     backbone, arrays = load(reference / f"{file}.npz")
     seen = []
 
-    def record(attn, args, _):
-        seen.append(attn.with_weights(*args)[1])
+    def record(block, args, _):
+        (x,) = args
+        layout = layout_of(block.windows, x.shape[1], x.shape[2], x.device)
+        cut = to_windows(block.norm1(x), layout)
+        seen.append(block.attn.with_weights(cut, block.attn.bias(layout.mask))[1])
 
     for stage in backbone.layers:
         for block in stage.blocks:
-            block.attn.register_forward_hook(record)
+            block.register_forward_hook(record)
     backbone(images_of(arrays, name))
     for number, weights in enumerate(seen):
         key = f"out/{name}/attn_all/{number}"
         assert list(weights.shape) == arrays[f"{key}/shape"].tolist()
         assert_equals(weights.flatten()[arrays[f"{key}/sample_idx"]], arrays[f"{key}/sample"])
     assert len(seen) == 8
+
+
+@pytest.mark.parametrize(("H", "W"), [(5, 9), (3, 3), (8, 5)])
+@pytest.mark.parametrize("windows_of", [Windows(4), Windows(4, 2), Windows(4, 2, True)])
+def test_padding_that_is_not_multiplied_changes_nothing(H, W, windows_of, monkeypatch):
+    torch.manual_seed(0)
+    block = SwinBlock(8, 2, windows_of, 2.0, 0.0).double()
+    block.apply(lambda module: [torch.nn.init.normal_(p) for p in module.parameters()])
+    x = torch.randn(3, H, W, 8, dtype=torch.float64, requires_grad=True)
+    found = []
+    for much in (1.0, math.inf):
+        monkeypatch.setattr(windows, "MUCH_PADDING", much)
+        y = block(x)
+        found.append((y, *torch.autograd.grad(y.cos().sum(), [x, *block.parameters()])))
+        with torch.no_grad():
+            torch.testing.assert_close(block(x), y)
+    for actual, expected in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("H", "W"), [(4, 4), (5, 9), (2, 3), (8, 4)])

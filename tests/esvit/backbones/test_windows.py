@@ -42,6 +42,19 @@ def test_gradient_moves_back(H, W):
     assert torch.autograd.gradcheck(lambda x: from_windows(x, layout, H, W).sin(), cut)
 
 
+@pytest.mark.parametrize(("H", "W"), [(5, 9), (8, 8)])
+def test_padding_may_be_a_row_with_a_gradient(H, W):
+    layout = layout_of(Windows(4, 2), H, W, CPU)
+    x = torch.randn(2, H, W, 3, dtype=torch.float64, requires_grad=True)
+    row = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    expected = to_windows(x - row, layout) + row
+    torch.testing.assert_close(to_windows(x, layout, row), expected)
+    assert torch.autograd.gradcheck(lambda x: to_windows(x, layout, row.detach()).sin(), x)
+    (gradient,) = torch.autograd.grad(to_windows(x, layout, row).sin().sum(), row)
+    padding = layout.slots.numel() - H * W
+    torch.testing.assert_close(gradient, 2 * padding * row.detach().cos())
+
+
 def test_layout_is_worked_out_once():
     assert layout_of(Windows(7, 3), 12, 12, CPU) is layout_of(Windows(7, 3), 12, 12, CPU)
 
