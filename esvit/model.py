@@ -161,7 +161,8 @@ def _equal_sizes(views: Sequence[Tensor]) -> list[list[int]]:
 
 
 _BACKBONE = "backbone."
-_HEADS = ("head.", "head_dense.")
+HEADS = ("head.", "head_dense.")
+"""Beginnings of the names of tensors that are no part of a backbone."""
 
 
 # The two signatures below are torch's.
@@ -175,5 +176,5 @@ def _full_backbone_keys(_: nn.Module, state: dict[str, Any], prefix: str, *__: A
     """Put the prefix back on as a state dict is loaded; torch hands over a copy."""
     for key in [key for key in state if key.startswith(prefix)]:
         bare = key.removeprefix(prefix)
-        if not bare.startswith(_HEADS):
+        if not bare.startswith(HEADS):
             state[prefix + _BACKBONE + bare] = state.pop(key)

@@ -9,7 +9,6 @@ their configs.
 import argparse
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,14 +24,14 @@ from torch import Tensor
 
 from esvit.backbones import KINDS, Backbone, BackboneConfig, SwinConfig, ViTConfig, build
 from esvit.config import HeadConfig
+from esvit.files import replacing
 from esvit.head import ProjectionHead
 from esvit.layouts import Network as Network  # part of what readers are asked
 from esvit.layouts import find_network
-from esvit.model import EsViT
+from esvit.model import HEADS, EsViT
 from esvit.recognise import recognise_backbone, recognise_head
 from esvit.state import State
 
-_HEADS = ("head.", "head_dense.")
 _SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]  # what pickles call it by
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
@@ -67,7 +66,7 @@ class Weights:
         """Make the backbone with its weights, heads left out, in evaluation mode."""
         backbone = build(self.backbone)
         backbone.load_state_dict(
-            {key: x for key, x in self.state.items() if not key.startswith(_HEADS)}
+            {key: x for key, x in self.state.items() if not key.startswith(HEADS)}
         )
         return backbone.eval()
 
@@ -169,20 +168,14 @@ def read_safetensors(path: Path) -> Weights:
 
 
 def write_safetensors(path: Path, weights: Weights) -> None:
-    """Write weights under a temporary name beside `path`, then put them in its place."""
+    """Write weights; raises OSError, and leaves what was there, if the disk does not take them."""
     fields = asdict(replace(weights, state={})) | {"about": dict(weights.about)}
     del fields["state"]
     fields["backbone"]["kind"] = weights.backbone.kind
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # Names may share a tensor, as class tokens and positions do in a ViL; in the file none may.
     state = {key: x.detach().cpu().contiguous().clone() for key, x in weights.state.items()}
-    try:
+    with replacing(path) as temporary:
         save_file(state, temporary, {"esvit": json.dumps(fields, sort_keys=True)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def digest(state: State) -> str:

@@ -9,10 +9,8 @@ at any moment the folder holds the last finished checkpoint, and a damaged one i
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,13 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from esvit.files import TEMPORARY, replacing, write_text
+
 logger = logging.getLogger(__name__)
 
 FORMAT = "1"
 LATEST = "latest"
 
 _NAME = re.compile(r"step-(\d{9})\.safetensors")
-_TEMPORARY = ".tmp-"
 
 
 class CheckpointNotWritten(OSError):
@@ -83,16 +82,16 @@ def save_checkpoint(
         logger.info("%s is there already", path.name)
     else:
         metadata = {"format": FORMAT, "step": str(step), "state": json.dumps(dict(state))}
-        with _disk_errors(path), _replacing(path) as temporary:
+        with _disk_errors(), replacing(path) as temporary:
             save_file(_apart(tensors), temporary, metadata)
-        with _disk_errors(path):
+        with _disk_errors():
             try:
                 seal = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
                 write_text(_seal(path), json.dumps(seal))
             except OSError:
                 path.unlink()  # unfinished, and as large as what did not fit
                 raise
-    with _disk_errors(path):
+    with _disk_errors():
         write_text(folder / LATEST, path.name)
     return path
 
@@ -173,7 +172,7 @@ def remove_leftovers(folder: Path) -> None:
     """Delete what a killed run has left unfinished; only for whom the folder is locked."""
     for path in folder.iterdir():
         unfinished = _NAME.fullmatch(path.name) and not _seal(path).exists()
-        if _TEMPORARY in path.name or unfinished:
+        if TEMPORARY in path.name or unfinished:
             logger.info("removing %s, which was never finished", path.name)
             path.unlink()
 
@@ -197,41 +196,13 @@ def check_space(folder: Path, size: int, *, checkpoints: int) -> None:
         )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    with _replacing(path) as temporary:
-        temporary.write_text(text + "\n")
-
-
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name; what is written there takes the place of path, and is on the disk."""
-    temporary = path.with_name(f"{path.name}{_TEMPORARY}{uuid.uuid4().hex}")
-    try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def _disk_errors() -> Iterator[None]:
     """Turn what a full or failing disk raises into one error."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        raise CheckpointNotWritten(f"{path} could not be written: {error}") from error
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        raise CheckpointNotWritten(f"no checkpoint was written: {error}") from error
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from esvit.backbones import Backbone, build
 from esvit.config import BACKBONES, backbone_config, backbone_name
+from esvit.files import replacing
 from esvit.weights import Network, digest
 from service.contract import INPUT, OUTPUTS, ModelInfo, Output, PreprocessSpec
 from service.model_file import read_model_info
@@ -241,16 +242,9 @@ def is_equal(comparisons: list[Comparison], precision: Literal["fp32", "fp16"]) 
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name beside it, then put it in its place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def main(argv: list[str] | None = None) -> int:

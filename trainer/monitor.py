@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trainer.checkpoint import write_text
+from esvit.files import write_text
 from trainer.step import StepReport
 
 logger = logging.getLogger(__name__)

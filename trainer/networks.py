@@ -20,7 +20,7 @@ from esvit.config import HeadConfig
 from esvit.fused_loss import FusedLoss
 from esvit.head import ProjectionHead
 from esvit.loss import Loss
-from esvit.model import EsViT
+from esvit.model import HEADS, EsViT
 from esvit.teacher import start_teacher
 from esvit.weights import Weights, read_centers, read_weights
 from trainer import distributed
@@ -40,9 +40,6 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 """Where a run's folder has them."""
-
-HEADS = ("head.", "head_dense.")
-"""Beginnings of the names of tensors that are no part of a backbone."""
 
 
 def build_state(config: PretrainConfig, device: torch.device) -> TrainState:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint import write_text
+from esvit.files import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from esvit.model import HEADS
 from esvit.recognise import recognise_backbone
 from esvit.weights import Network, Weights, read_weights
 from trainer.checkpoint import Checkpoint, load_checkpoint, load_latest
-from trainer.networks import CHECKPOINTS, HEADS
+from trainer.networks import CHECKPOINTS
 from trainer.run_folder import CONFIG
 from trainer.run_state import below
 

@@ -20,6 +20,7 @@ import tyro
 from numpy.typing import NDArray
 from PIL import Image
 
+from esvit.files import replacing
 from service.preprocess import Fit
 from trainer.command_line import read_arguments
 from trainer.evaluation.config import NetworkConfig
@@ -193,13 +194,9 @@ def correspondence(config: CorrespondenceConfig, network: Frozen, seen: list[See
 
 
 def write(path: Path, image: Image.Image) -> None:
-    """Write a PNG under a temporary name, then put it in its place."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    """Write a PNG, whole or not at all."""
+    with replacing(path) as temporary:
         image.save(temporary, "PNG")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,7 +6,6 @@ touches their reference counts; flat arrays cost some 60 bytes an image and are 
 
 import json
 import os
-import uuid
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from esvit.files import replacing
 
 FORMAT = "2"
 """Version of the index file; files of another are made anew."""
@@ -135,7 +136,7 @@ class IndexBuilder:
 
 
 def save_index(index: Index, path: Path, key: str) -> None:
-    """Write the table under a temporary name and rename it; key is what was scanned."""
+    """Write the table; key is what was scanned."""
     about = {
         "files": index.files,
         "classes": index.classes,
@@ -149,15 +150,9 @@ def save_index(index: Index, path: Path, key: str) -> None:
         "labels": index.labels,
         "places": index.places,
     }
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        metadata = {"format": FORMAT, "key": key, "about": json.dumps(about)}
+    metadata = {"format": FORMAT, "key": key, "about": json.dumps(about)}
+    with replacing(path) as temporary:
         save_file(arrays, temporary, metadata)
-        temporary.replace(path)
-    except SafetensorError as error:  # a disk that is full or fails
-        raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_index(path: Path, key: str) -> Index | None:

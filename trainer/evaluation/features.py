@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from esvit.files import replacing
 from trainer.data.loader import LoaderConfig
 from trainer.data.sources import Source
 from trainer.evaluation.images import Squared, Squares, in_batches, load_squares
@@ -198,16 +198,8 @@ def _path(folder: Path, positions: range) -> Path:
 
 def _save(path: Path, part: _Part) -> None:
     """Write a part under a temporary name, and put it in its place when it is on the disk."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with replacing(path) as temporary:
         save_file({"rows": part.rows.contiguous(), "positions": part.positions}, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except SafetensorError as error:  # a full disk, in its words
-        raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path, positions: range) -> _Part | None:
