@@ -86,7 +86,7 @@ def _open_indexed(config: PretrainConfig, batch: int, maker: ViewMaker, rules: I
     dataset = ViewDataset(ImageReader(source, rules, bad), maker)
 
     def batches(step: int) -> Generator[Batch]:
-        return load_batches(dataset, order.batches(order.at(step)), loader_of(config))
+        return load_batches(dataset, order.batches(step), loader_of(config))
 
     return Feed(
         num_images=len(source),

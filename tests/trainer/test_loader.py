@@ -42,7 +42,7 @@ def dataset(folder, run, *, alter=True):
 def take(data, start, steps, num_workers):
     order = Order(num_images=len(data.reader.source), batch=3, seed=1)
     config = LoaderConfig(num_workers=num_workers, timeout_s=60)
-    with closing(load_batches(data, order.batches(order.at(start)), config)) as batches:
+    with closing(load_batches(data, order.batches(start), config)) as batches:
         return list(islice(batches, steps))
 
 
@@ -111,7 +111,7 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(folder, tmp_path):
     data = dataset(folder, tmp_path)
     order = Order(num_images=11, batch=3, seed=1)
     config = LoaderConfig(num_workers=1, prefetch=1, timeout_s=20)
-    with closing(load_batches(data, order.batches(order.at(0)), config)) as batches:
+    with closing(load_batches(data, order.batches(0), config)) as batches:
         next(batches)
         (worker,) = multiprocessing.active_children()
         worker.kill()
@@ -123,7 +123,7 @@ def test_signals_to_the_process_group_leave_workers_alone(folder, tmp_path):
     data = dataset(folder, tmp_path)
     order = Order(num_images=11, batch=3, seed=1)
     config = LoaderConfig(num_workers=1, prefetch=1, timeout_s=20)
-    with closing(load_batches(data, order.batches(order.at(0)), config)) as batches:
+    with closing(load_batches(data, order.batches(0), config)) as batches:
         next(batches)
         (worker,) = multiprocessing.active_children()
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):

@@ -3,16 +3,16 @@ from itertools import islice
 import pytest
 import torch
 
-from trainer.data.sampler import Order, Position, permutation
+from trainer.data.sampler import Order, permutation
 
 
-def take(order, position, steps):
-    return list(islice(order.batches(position), steps))
+def take(order, start, count):
+    return list(islice(order.batches(start), count))
 
 
 def test_an_epoch_shows_every_image_once():
     order = Order(num_images=12, batch=4, seed=3)
-    batches = take(order, Position(0, 0), 3)
+    batches = take(order, 0, 3)
     assert sorted(key.image for batch in batches for key in batch) == list(range(12))
     assert {key.epoch for batch in batches for key in batch} == {0}
 
@@ -28,56 +28,27 @@ def test_the_order_is_this_one_for_ever():
     assert permutation(10, 0, 0).tolist() == [4, 8, 2, 7, 0, 1, 5, 3, 6, 9]
 
 
-@pytest.mark.parametrize("drop_last", [True, False])
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 11])
-def test_starting_at_a_step_gives_the_tail_of_the_whole(start, drop_last):
-    order = Order(num_images=22, batch=4, seed=0, drop_last=drop_last)
-    whole = take(order, Position(0, 0), 15)
-    assert take(order, order.at(start), 15 - start) == whole[start:]
-
-
-def test_position_after_each_step_is_the_position_of_the_next():
+def test_starting_at_a_step_gives_the_tail_of_the_whole(start):
     order = Order(num_images=22, batch=4, seed=0)
-    position = Position(0, 0)
-    for step in range(13):
-        assert position == order.at(step)
-        position = order.after(position)
+    whole = take(order, 0, 15)
+    assert take(order, start, 15 - start) == whole[start:]
 
 
 def test_ranks_share_out_the_batch_of_one_process():
     alone = Order(num_images=50, batch=8, seed=1)
     ranks = [Order(num_images=50, batch=2, seed=1, rank=r, world_size=4) for r in range(4)]
-    for step in zip(*(take(o, Position(0, 0), 14) for o in [alone, *ranks]), strict=True):
+    for step in zip(*(take(o, 0, 14) for o in [alone, *ranks]), strict=True):
         assert step[0] == [key for part in step[1:] for key in part]
 
 
-def test_another_world_size_goes_on_with_what_was_left():
-    before = Order(num_images=40, batch=5, seed=1)
-    position = Position(0, 0)
-    for _ in range(3):
-        position = before.after(position)
-    seen = [key.image for batch in take(before, Position(0, 0), 3) for key in batch]
-    after = [Order(num_images=40, batch=4, seed=1, rank=r, world_size=2) for r in range(2)]
-    assert after[0].steps_left(position) == 3
-    rest = [key.image for o in after for batch in take(o, position, 3) for key in batch]
-    assert sorted(seen + rest) == sorted(permutation(40, 1, 0)[:39].tolist())
-    assert not set(seen) & set(rest)
-
-
-def test_a_position_without_a_step_left_goes_on_with_the_next_epoch():
-    order = Order(num_images=40, batch=16, seed=1)
-    ((key, *_),) = take(order, Position(2, 30), 1)
-    assert key.epoch == 3
-    assert order.after(Position(2, 30)) == (3, 16)
-
-
-def test_drop_last_leaves_out_and_otherwise_fills_from_the_beginning():
-    assert Order(num_images=10, batch=4, seed=0).steps_per_epoch == 2
-    order = Order(num_images=10, batch=4, seed=0, drop_last=False)
-    assert order.steps_per_epoch == 3
-    images = permutation(10, 0, 0).tolist()
-    last = [key.image for key in take(order, Position(0, 0), 3)[2]]
-    assert last == images[8:] + images[:2]
+def test_what_fills_no_batch_is_left_out_of_an_epoch():
+    order = Order(num_images=10, batch=4, seed=0)
+    assert order.steps_per_epoch == 2
+    first, second, third = take(order, 0, 3)
+    assert [key.image for key in first + second] == permutation(10, 0, 0).tolist()[:8]
+    assert [key.image for key in third] == permutation(10, 0, 1).tolist()[:4]
+    assert {key.epoch for key in third} == {1}
 
 
 def test_blocks_stay_near_each_other():
@@ -105,14 +76,3 @@ def test_blocks_that_do_not_divide_the_images_lose_none():
 def test_impossible_orders_are_refused(field, value, message):
     with pytest.raises(ValueError, match=message):
         Order(**({"num_images": 10, "batch": 2, "seed": 0} | {field: value}))
-
-
-@pytest.mark.slow
-def test_ten_million_images_take_little():
-    import time
-
-    start = time.perf_counter()
-    order = Order(num_images=10_000_000, batch=512, seed=0)
-    (batch,) = take(order, order.at(12_345), 1)
-    assert len(batch) == 512
-    assert time.perf_counter() - start < 10

@@ -1,10 +1,8 @@
-"""Which images make which step: a pure function of seed, epoch and position.
+"""Which images make which step: a pure function of seed and step.
 
 One permutation an epoch is drawn from (seed, epoch); the global batch of a step is the next slice
-of it, and each rank takes its part of the slice. So nothing but the position needs to be saved: a
-resumed run goes on with exactly the images that were left, on another number of ranks too. Where
-the global batch stays the same, so does every step's set of images; where it changes, the epoch
-goes on from the same image.
+of it, and each rank takes its part of the slice. So nothing but the step needs to be saved: a
+resumed run goes on with exactly the images that were left, on another number of ranks too.
 
 A permutation takes 8 bytes an image (80 MB for ten million) and lives only in the main process.
 """
@@ -24,13 +22,6 @@ ORDER_STREAM, VIEWS_STREAM, SHARDS_STREAM = 1, 2, 3
 """First word of every seed, so that what is drawn for one purpose tells nothing of another."""
 
 
-class Position(NamedTuple):
-    """Where a run is in its data: the epoch, from 0, and how many of its images are done."""
-
-    epoch: int
-    num_done: int
-
-
 class Key(NamedTuple):
     """What a worker needs to make a sample: epoch and image decide its augmentation too."""
 
@@ -48,9 +39,6 @@ class Order:
         seed: Of the run; the same on all ranks.
         rank: Number of this process.
         world_size: How many there are.
-        drop_last: Whether images that do not fill a last global batch are left out of an epoch
-            (others take their turn in the next); if not, the batch is filled with the epoch's
-            first.
         block_size: How many neighbours cost no more to read than one; then blocks of so many are
             permuted, and images mixed within eight neighbouring blocks.
     """
@@ -60,7 +48,6 @@ class Order:
     seed: int
     rank: int = 0
     world_size: int = 1
-    drop_last: bool = True
     block_size: int = 1
 
     def __post_init__(self) -> None:
@@ -70,7 +57,7 @@ class Order:
             raise ValueError(f"seed is {self.seed}, expected 0 or more")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank is {self.rank}, expected 0 to {self.world_size - 1}")
-        if self.drop_last and self.num_images < self.global_batch:
+        if self.num_images < self.global_batch:
             raise ValueError(
                 f"{self.num_images} images do not fill one global batch of {self.global_batch}"
             )
@@ -82,41 +69,18 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that a whole epoch takes."""
-        return self.steps_left(Position(0, 0))
+        """Whole global batches; the images left over differ from epoch to epoch."""
+        return self.num_images // self.global_batch
 
-    def steps_left(self, position: Position) -> int:
-        """Count the steps that the epoch of a position still has."""
-        left = self.num_images - position.num_done
-        return left // self.global_batch if self.drop_last else -(-left // self.global_batch)
-
-    def at(self, step: int) -> Position:
-        """Give the position before a step, counted from 0, of a run with this global batch."""
-        epoch, steps_done = divmod(step, self.steps_per_epoch)
-        return Position(epoch, steps_done * self.global_batch)
-
-    def after(self, position: Position) -> Position:
-        """Give the position one step later, whatever global batch led to this one."""
-        epoch, num_done = self._settled(position)
-        return self._settled(Position(epoch, num_done + self.global_batch))
-
-    def batches(self, position: Position) -> Iterator[list[Key]]:
-        """Give this rank's batch of every step from a position on, without end."""
-        position = self._settled(position)
+    def batches(self, step: int) -> Iterator[list[Key]]:
+        """Give this rank's batch of every step from one on, counted from 0, without end."""
+        epoch, done = divmod(step, self.steps_per_epoch)
         while True:
-            order = permutation(
-                self.num_images, self.seed, position.epoch, block_size=self.block_size
-            )
-            epoch = position.epoch
-            while position.epoch == epoch:
-                start = position.num_done + self.rank * self.batch
-                images = order[torch.arange(start, start + self.batch) % self.num_images]
-                yield [Key(epoch, image) for image in images.tolist()]
-                position = self.after(position)
-
-    def _settled(self, position: Position) -> Position:
-        """Go on to the next epoch where this one has no step left."""
-        return position if self.steps_left(position) > 0 else Position(position.epoch + 1, 0)
+            order = permutation(self.num_images, self.seed, epoch, block_size=self.block_size)
+            for number in range(done, self.steps_per_epoch):
+                start = number * self.global_batch + self.rank * self.batch
+                yield [Key(epoch, image) for image in order[start : start + self.batch].tolist()]
+            epoch, done = epoch + 1, 0
 
 
 def permutation(num_images: int, seed: int, epoch: int, *, block_size: int = 1) -> Tensor:
