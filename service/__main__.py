@@ -37,6 +37,11 @@ logger = logging.getLogger(__name__)
 KEEP_ALIVE_S = 75
 """Longer than the minute that load balancers keep idle connections."""
 
+SWITCH_INTERVAL_S = 0.0002
+"""How soon a thread that runs Python lets another: an engine's, back from a run, idles meanwhile.
+
+At Python's own 5 ms the cores of a busy service idled 0.5 % of the time, at this 0.2 %.
+"""
 
 M_MMAP_THRESHOLD = -3
 """As in glibc's malloc.h."""
@@ -104,6 +109,7 @@ def give_back_large_blocks() -> None:
 def serve(app: FastAPI, settings: Settings) -> None:
     """Listen and answer until told to stop."""
     gc.collect()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.freeze()  # what is loaded by now stays: no collection need look at it again
     Server(server_config(app, settings)).run()
 
