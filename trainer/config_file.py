@@ -9,6 +9,15 @@ from typing import Any
 
 from trainer.config import PretrainConfig
 
+_IN_JSON = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    Path: "a path",
+    tuple: "a list",
+}
+
 
 def to_json(config: PretrainConfig) -> dict[str, Any]:
     """Give a config as what JSON can hold; every default is written out."""
@@ -62,10 +71,22 @@ def _parse_fields(kind: type, value: Any, name: str) -> Any:  # as above
         _refuse(kind, value, name)
     hints = typing.get_type_hints(kind)
     if hints.keys() != value.keys():
-        names = sorted(f"{name}{field}" for field in hints.keys() ^ value.keys())
-        raise ValueError(f"{', '.join(names)} missing or unknown")
+        faults = {"missing": hints.keys() - value.keys(), "unknown": value.keys() - hints.keys()}
+        raise ValueError(
+            "; ".join(
+                f"{fault}: {', '.join(sorted(name + field for field in fields))}"
+                for fault, fields in faults.items()
+                if fields
+            )
+        )
     return kind(**{f: _parse(hints[f], value[f], f"{name}{f}.") for f in hints})
 
 
 def _refuse(kind: Any, value: Any, name: str) -> None:  # as above
-    raise ValueError(f"{name.removesuffix('.')} is {value!r}, expected {kind}")
+    if typing.get_origin(kind) is typing.Literal:
+        expected = f"one of {', '.join(map(repr, typing.get_args(kind)))}"
+    elif dataclasses.is_dataclass(kind):
+        expected = "an object"
+    else:
+        expected = _IN_JSON[typing.get_origin(kind) or kind]
+    raise ValueError(f"{name.removesuffix('.')} is {value!r}, expected {expected}")

@@ -61,7 +61,10 @@ def image_column(schema: Any, file: str) -> str:  # Any: pyarrow has no hints
         if name in columns:
             return name
     if len(columns) != 1:
-        raise ValueError(f"{file} has columns of bytes {columns}, expected one, or one named image")
+        found = ", ".join(columns) or "none"
+        raise ValueError(
+            f"{file}: expected one column of bytes, or one named image; of bytes there are: {found}"
+        )
     return columns[0]
 
 

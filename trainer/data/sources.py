@@ -96,7 +96,7 @@ def open_source(path: str, cache: Path | None = None) -> Source:
         ValueError: if the files are of no known kind, or of several.
     """
     files = expand(path)
-    medium = _medium(files)
+    medium = _medium(path, files)
     key = json.dumps([medium, [str(Path(file).absolute()) for file in files]])
     index = load_index(cache, key) if cache else None
     if index is None:
@@ -117,12 +117,12 @@ def is_stream(path: str) -> bool:
     return path.startswith(STREAMED) or path.endswith(_COMPRESSED)
 
 
-def _medium(files: list[str]) -> str:
+def _medium(path: str, files: list[str]) -> str:
     """Name the one medium of the files."""
     if len(files) == 1 and Path(files[0]).is_dir():
         return "folder"
     kinds = {Path(file).suffix.lower().lstrip(".") for file in files}
     if len(kinds) != 1 or not kinds <= MEDIA.keys() - {"folder"}:
         found = ", ".join(sorted(kinds)) or "files without a suffix"
-        raise ValueError(f"expected a folder, or .zip, .tar or .parquet files, got {found}")
+        raise ValueError(f"{path}: expected a folder, or .zip, .tar or .parquet files, got {found}")
     return kinds.pop()
