@@ -19,14 +19,26 @@ from torch import Tensor
 
 from esvit.head import Prototypes
 
-CHUNK_BYTES = 144 * 2**20
-"""Exponentials that live at once: in bfloat16 all rows of four images over 65536 prototypes."""
 
-BLOCK_BYTES = 16 * 2**20
-"""Float32 logits that are worked on at once: near the caches, yet few enough calls."""
+class Budget(NamedTuple):
+    """How much is worked on at once.
 
-MAX_WIDTH = 8192
-"""Prototypes in a block at most."""
+    Attributes:
+        chunk_bytes: Exponentials that live at once.
+        block_bytes: Float32 logits that do.
+        max_width: Prototypes in a block at most.
+    """
+
+    chunk_bytes: int
+    block_bytes: int
+    max_width: int
+
+
+CPU_BUDGET = Budget(144 * 2**20, 16 * 2**20, 8192)
+"""Chunks of all rows of four images over 65536 prototypes in bfloat16; blocks near the caches."""
+
+GPU_BUDGET = Budget(256 * 2**20, 128 * 2**20, 65536)
+"""Larger, for each operation costs a launch; still a tenth of what 32 images' logits take."""
 
 
 class Keys(NamedTuple):
@@ -121,10 +133,12 @@ class Sweep:
         self._values = values
         self._gradient = torch.empty_like(values.prototypes.directions)
         self._is_float32 = like.dtype == torch.float32
-        num_chunks = -(-sum(counts) * K * like.element_size() // CHUNK_BYTES)
+        budget = CPU_BUDGET if like.device.type == "cpu" else GPU_BUDGET
+        num_chunks = -(-sum(counts) * K * like.element_size() // budget.chunk_bytes)
         self._chunks = list(zip(*(rows.split(num_chunks) for rows in groups), strict=True))
         max_rows = sum(-(-count // num_chunks) for count in counts)
-        self._width = min(K, max(256, min(BLOCK_BYTES // (4 * max_rows) // 256 * 256, MAX_WIDTH)))
+        fitting = budget.block_bytes // (4 * max_rows) // 256 * 256
+        self._width = min(K, max(256, min(fitting, budget.max_width)))
         # A piece a block finds room among what is kept where one for the whole chunk would not.
         self._exps = [like.new_empty(max_rows * self._width) for _ in range(0, K, self._width)]
         self._value_block = like.new_empty(self._width, D)

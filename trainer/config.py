@@ -80,7 +80,7 @@ class CropsConfig:
         expect(self.global_size <= LARGEST, f"at most {LARGEST} px", global_size=self.global_size)
         if len(self.specs) < 2:
             raise ValueError("a single view makes no pair; expected 2 views or more")
-        if max(self.local_sizes, default=0) > self.global_size:
+        if max(view.size for view in self.specs) > self.global_size:
             raise ValueError(
                 f"local_sizes are {self.local_sizes}, expected at most global_size "
                 f"({self.global_size})"
@@ -185,7 +185,10 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """Where and how the arithmetic is done; nothing here changes what is learnt.
+    """Where and how the arithmetic is done.
+
+    What is learnt is the same up to rounding and chance, but for `images_per_pass`, where something
+    is worked out for each pass: centers with `sinkhorn`, and the statistics of batch norms.
 
     Attributes:
         device: `auto` takes a CUDA device if there is one.
@@ -295,7 +298,7 @@ class PretrainConfig:
         last = self.schedule.epochs - 1
         expect(0 <= self.init_epoch <= last, f"0 to {last}", init_epoch=self.init_epoch)
         smallest = self.backbone.least_side
-        sizes = (self.crops.global_size, *self.crops.local_sizes)
+        sizes = tuple(sorted({view.size for view in self.crops.specs}))
         if min(sizes) < smallest:
             raise ValueError(f"views are {sizes} px, expected at least {smallest} px")
 

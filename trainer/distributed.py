@@ -39,21 +39,28 @@ _POLL_S = 0.02
 
 
 @contextmanager
-def process_group(timeout_s: float = 1800.0) -> Iterator[None]:
+def process_group(*, may_use_cuda: bool = True, timeout_s: float = 1800.0) -> Iterator[None]:
     """Join torchrun's processes for the time of the block; without torchrun, do nothing.
 
     After it no thread of the group is left: one that lets go of a tensor while Python ends aborts
     the process.
 
     Args:
+        may_use_cuda: Whether each process takes its CUDA device, where there are some.
         timeout_s: After so long without the others a collective call raises.
+
+    Raises:
+        ValueError: if there are more processes on this machine than CUDA devices.
     """
     if "WORLD_SIZE" not in os.environ or not dist.is_available():
         yield
         return
     backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_device())
+    if may_use_cuda and torch.cuda.is_available():
+        device, count = local_device(), torch.cuda.device_count()
+        if device.index is not None and device.index >= count:
+            raise ValueError(f"process {device.index} of this machine has no GPU: it has {count}")
+        torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     timeout = timedelta(seconds=timeout_s)
     store, number, size = next(rendezvous("env://", timeout=timeout))
@@ -109,6 +116,11 @@ def world_size() -> int:
 def is_main() -> bool:
     """Tell whether this process is the one that writes and prints."""
     return rank() == 0
+
+
+def is_first_of_machine() -> bool:
+    """Tell whether this process is the main one of those on its machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def local_device() -> torch.device:

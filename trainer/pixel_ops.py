@@ -11,6 +11,7 @@ Shapes: N views, (N, 3, H, W), float32 grey levels 0 to 255 inside, uint8 outsid
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -83,9 +84,15 @@ def alter_pixels(pixels: Tensor, parameters: PixelParameters) -> Tensor:
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Scale (N, 3, H, W) uint8 to [0, 1], subtract the mean and divide by std, per channel."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=pixels.device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=pixels.device)
-    return torch.addcmul(shift[:, None, None], pixels.float(), scale[:, None, None])
+    scale = _constants(tuple(1 / (255 * s) for s in std), pixels.device)
+    shift = _constants(tuple(-m / s for m, s in zip(mean, std, strict=True)), pixels.device)
+    return torch.addcmul(shift, pixels.float(), scale)
+
+
+@cache
+def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Give a number a channel, (C, 1, 1), made once: to bring it to a device waits for that."""
+    return torch.tensor(values, device=device)[:, None, None]
 
 
 def adjust_brightness_(levels: Tensor, amount: Tensor) -> None:
@@ -119,7 +126,7 @@ def adjust_hue_(levels: Tensor, amount: Tensor) -> None:
     per_chroma = chroma.clamp(min=1e-6).reciprocal_()
     from_red = (green + blue).sub_(red).sub_(smallest).mul_(per_chroma).add_(1.0)
     hue = torch.copysign(from_red, green - blue).add_(6.0 * amount[:, None, None])
-    own_hues = torch.tensor([0.0, 2.0, -2.0], device=levels.device)[:, None, None]
+    own_hues = _constants((0.0, 2.0, -2.0), levels.device)
     # |hue - own| reaches 7; folded at 3 and cut off, d and 6 - d give the same share.
     share = (hue[:, None] - own_hues).abs_().sub_(3.0).abs_().sub_(1.0).clamp_(0.0, 1.0)
     torch.addcmul(smallest[:, None], chroma[:, None], share, out=levels).round_()

@@ -180,9 +180,10 @@ def write_teacher(run: Run, path: Path) -> None:
 
 
 def refuse(error: Exception) -> None:
-    """Write one line, in the main process."""
-    if distributed.is_main():
-        sys.stderr.write(f"{error}\n")
+    """Write one line on each machine: what is missing may be missing on one only."""
+    if distributed.is_first_of_machine():
+        where = "" if distributed.is_main() else f"process {distributed.rank()}: "
+        sys.stderr.write(f"{where}{error}\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -190,14 +191,17 @@ def main(argv: list[str] | None = None) -> int:
     config = parse(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()
     ask_for_huge_pages()
-    with distributed.process_group():
-        console = set_up_logging(is_main=distributed.is_main())
-        try:
-            with claim_folder(config):
-                return start(config, console if distributed.is_main() else None)
-        except (OSError, ValueError) as error:
-            refuse(error)
-            return 2
+    try:
+        with distributed.process_group(may_use_cuda=config.compute.device != "cpu"):
+            console = set_up_logging(is_main=distributed.is_main())
+            try:
+                with claim_folder(config):
+                    return start(config, console if distributed.is_main() else None)
+            except (OSError, ValueError) as error:
+                refuse(error)
+    except ValueError as error:  # before the processes have met
+        refuse(error)
+    return 2
 
 
 def start(config: PretrainConfig, console: Console | None) -> int:
@@ -220,8 +224,8 @@ def start(config: PretrainConfig, console: Console | None) -> int:
     try:
         return train(run, monitor, examiner)
     except (TooManyBadImages, TooManySkipped, OSError, SafetensorError) as error:
-        logger.error("%s", str(error).strip().splitlines()[-1])
-    except RuntimeError:  # a dead worker or process, or a bug: only the traceback tells which
+        logger.error("%s", (str(error).strip() or repr(error)).splitlines()[-1])
+    except Exception:  # a dead worker or process, or a bug: only the traceback tells which
         logger.exception("the run has failed; its last checkpoint stays")
     return 1
 

@@ -109,6 +109,7 @@ class Run:
             "passes": self.num_passes,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
+            "readers": self.config.loader.num_workers if self.feed.source is None else None,
         }
 
 
@@ -248,10 +249,13 @@ def _resume(run: Run) -> bool:
     changed = [f"{k} {before.get(k)} -> {now[k]}" for k in now if before.get(k) != now[k]]
     if changed:
         logger.warning(
-            "%s: every step sees the same images in the same views as before, but sums are rounded "
-            "otherwise%s: not equal bit for bit to an unbroken run",
+            "%s: sums are rounded otherwise%s: not equal bit for bit to an unbroken run",
             ", ".join(changed),
-            " and drop other blocks" if before["processes"] != now["processes"] else "",
+            ", other blocks are dropped and, in a stream, images are dealt otherwise"
+            if any(
+                before.get(key) != now[key] for key in ("processes", "passes", "device", "readers")
+            )
+            else "",
         )
     return True
 

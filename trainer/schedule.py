@@ -45,6 +45,8 @@ class SchedulePlan:
         expect(is_within, f"0 to epochs ({self.epochs})", warmup_epochs=self.warmup_epochs)
         warmup = self.warmup_teacher_epochs
         expect(warmup >= 0, "0 or more", warmup_teacher_epochs=warmup)
+        for name in ("final_lr", "weight_decay", "final_weight_decay"):
+            expect(getattr(self, name) >= 0, "0 or more", **{name: getattr(self, name)})
         expect(0 <= self.momentum <= 1, "0 to 1", momentum=self.momentum)
         for name in ("teacher_temperature", "warmup_teacher_temperature"):
             expect(getattr(self, name) > 0, "over 0", **{name: getattr(self, name)})
@@ -64,8 +66,7 @@ class ScheduleConfig(SchedulePlan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps_per_epoch < 1:
-            raise ValueError(f"epochs have steps_per_epoch {self.steps_per_epoch}, expected >= 1")
+        expect(self.steps_per_epoch >= 1, "1 or more", steps_per_epoch=self.steps_per_epoch)
 
     @property
     def num_steps(self) -> int:

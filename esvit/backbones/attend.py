@@ -13,7 +13,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = 4 * 2**20
-"""Float32 scores that a backward pass works on at once: near the caches."""
+"""Float32 scores that a backward pass works on at once: near a CPU's caches."""
+
+GPU_CHUNK_BYTES = 256 * 2**20
+"""The same elsewhere, where calls cost more than caches save."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -146,7 +149,8 @@ def _fill_gradients(
     """Write the gradients of query, key and value; gives the bias's."""
     grad_bias = torch.zeros_like(bias, dtype=torch.float32)
     bias = bias.to(grad.dtype).float()  # as the forward pass rounded it
-    rows = max(1, CHUNK_BYTES // (4 * bias.numel())) * len(bias)
+    chunk_bytes = CHUNK_BYTES if bias.device.type == "cpu" else GPU_CHUNK_BYTES
+    rows = max(1, chunk_bytes // (4 * bias.numel())) * len(bias)
     tensors = (torch.split(x, rows) for x in (grad, *inputs, *grads))
     for grad_part, query, key, value, *parts in zip(*tensors, strict=True):
         made = _gradients(grad_part, (query, key, value), bias, scale)

@@ -24,7 +24,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
 from esvit.backbones.remake import keep_all
 
@@ -131,13 +131,14 @@ class Backbone(nn.Module, ABC):
         """
         if not self.recompute or not torch.is_grad_enabled():
             return cast(Tensor, block(x, *size))
+        if torch.compiler.is_compiling():  # a compiler runs no block's side effects again
+            return cast(Tensor, checkpoint(block, x, *size, use_reentrant=False))
         norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return keep_all(), _again(norms)
 
-        context_fn = noop_context_fn if torch.compiler.is_compiling() and not norms else contexts
-        return cast(Tensor, checkpoint(block, x, *size, use_reentrant=False, context_fn=context_fn))
+        return cast(Tensor, checkpoint(block, x, *size, use_reentrant=False, context_fn=contexts))
 
     def checked_count(self, n: int) -> int:
         """Let n pass if there are so many blocks.

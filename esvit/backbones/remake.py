@@ -30,11 +30,17 @@ def use_and_remake(
     """
     if torch.compiler.is_compiling() or not _is_on.get():  # a compiler chooses what it keeps
         return use(make(x))
-    made = make(x)
-    if not made.requires_grad:
-        return use(made)
     device = x.device.type
     dtype, is_autocast = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+
+    def make_input() -> Tensor:
+        """Make it in the type that a layer wants: autocast's own copy would be kept unseen."""
+        made = make(x)
+        return made.to(dtype) if is_autocast else made
+
+    made = make_input()
+    if not made.requires_grad:
+        return use(made)
     address, size = made.data_ptr(), made.numel()
 
     def pack(kept: Tensor) -> Tensor | torch.Size:
@@ -45,7 +51,7 @@ def use_and_remake(
         if isinstance(kept, Tensor):
             return kept
         with torch.no_grad(), torch.autocast(device, dtype, enabled=is_autocast):
-            return make(x).view(kept)
+            return make_input().view(kept)
 
     with saved_tensors_hooks(pack, unpack):
         return use(made)

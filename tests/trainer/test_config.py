@@ -87,6 +87,7 @@ def test_local_views_may_be_of_several_sizes_or_none():
     assert [s.size for s in CropsConfig(local_sizes=(96, 64), num_local=1).specs[2:]] == [96, 64]
     assert len(CropsConfig(num_local=0).specs) == 2
     assert len(CropsConfig(local_sizes=()).specs) == 2
+    assert len(CropsConfig(global_size=64, num_local=0).specs) == 2  # sizes of no views are none
 
 
 @pytest.mark.parametrize("name", RECIPES)

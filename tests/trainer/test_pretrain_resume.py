@@ -52,6 +52,16 @@ def test_killed_run_goes_on_as_if_unbroken(images, unbroken, tmp_path):
     assert_equal_runs(out, unbroken)
 
 
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError()])
+def test_a_fault_of_the_run_is_none_of_the_request(error, images, tmp_path, monkeypatch, capfd):
+    def fail(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr("trainer.pretrain.train_step", fail)
+    assert main(smoke(images, tmp_path / "run")) == 1
+    assert (str(error) or "OSError") in capfd.readouterr().err
+
+
 def test_disk_that_fills_up_ends_with_1_and_the_next_start_goes_on(
     images, unbroken, tmp_path, monkeypatch, capfd
 ):
@@ -111,7 +121,7 @@ def test_other_circumstances_are_said_on_resuming(images, unbroken, tmp_path, ca
     shutil.copytree(unbroken, out)
     assert main(smoke(images, out, "--compute.images-per-pass", "1")) == 0
     said = capfd.readouterr().err
-    assert "passes 1 -> 4: every step sees the same images" in said
+    assert "passes 1 -> 4: sums are rounded otherwise, other blocks are dropped" in said
     assert "not equal bit for bit" in said
 
 

@@ -68,10 +68,12 @@ def test_step_outside_the_run_is_refused(step):
     ("field", "value", "message"),
     [
         ("epochs", 0, "epochs is 0"),
-        ("steps_per_epoch", 0, "steps_per_epoch 0"),
+        ("steps_per_epoch", 0, "steps_per_epoch is 0"),
         ("warmup_epochs", 301, r"warmup_epochs is 301, expected 0 to epochs \(300\)"),
         ("warmup_teacher_epochs", -1, "warmup_teacher_epochs is -1"),
         ("momentum", 1.5, "momentum is 1.5"),
+        ("weight_decay", -1.0, "^weight_decay is -1.0, expected 0 or more"),
+        ("final_lr", float("nan"), "final_lr is nan"),
         ("teacher_temperature", 0.0, "^teacher_temperature is 0.0, expected over 0"),
     ],
 )

@@ -120,6 +120,8 @@ def open_model(path: Path, device: torch.device) -> Frozen:
         session = onnxruntime.InferenceSession(path, options, [*cuda, "CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a class of its own for every kind of damage
         raise ValueError(f"{path}: ONNX Runtime cannot load it") from error
+    if session.get_providers()[0] != [*cuda, "CPUExecutionProvider"][0]:
+        raise ValueError("ONNX Runtime cannot use the CUDA device; it needs onnxruntime-gpu")
     passport = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if passport is None:
         raise ValueError(f"{path}: not written by trainer.export_onnx, it has no passport")

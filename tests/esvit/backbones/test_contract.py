@@ -107,6 +107,24 @@ def test_recomputing_changes_neither_gradients_nor_statistics(kind):
         torch.testing.assert_close(kept, recomputed)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's
+@pytest.mark.parametrize("kind", ["swin", "cvt"])
+def test_recomputed_blocks_compile(kind):
+    backbone = tiny(kind).train()
+    images = torch.randn(2, 3, 64, 64)
+    found = []
+    for compiled in (False, True):
+        own = copy.deepcopy(backbone)
+        own.recompute = True
+        torch.compiler.reset()
+        run = torch.compile(own, backend="aot_eager") if compiled else own
+        torch.manual_seed(1)
+        run(images).pooled.square().sum().backward()
+        found.append([*own.buffers(), *(parameter.grad for parameter in own.parameters())])
+    for eager, traced in zip(*found, strict=True):  # traced operators sum in another order
+        torch.testing.assert_close(eager, traced, rtol=1e-4, atol=1e-4)
+
+
 def test_recomputed_block_counts_its_batch_once():
     torch.manual_seed(0)
     block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())

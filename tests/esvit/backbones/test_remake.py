@@ -58,6 +58,25 @@ def test_autocast_holds_when_it_is_made_again():
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+def test_what_autocast_would_copy_is_not_kept_as_a_copy():
+    norm, linear = nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def make(x):
+        return norm(x).float()  # as autocast has it on CUDA
+
+    def run(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return use_and_remake(make, x, linear)
+
+    x = torch.randn(4, 8, requires_grad=True)
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda kept: packed.append(kept) or kept, lambda kept: kept
+    ):
+        run(x)
+    assert not any(kept.shape == (4, 8) and kept.dtype == torch.bfloat16 for kept in packed)
+
+
 def test_block_in_which_everything_is_kept():
     x = torch.randn(4, 8, requires_grad=True)
     linear, calls = nn.Linear(8, 8), []
