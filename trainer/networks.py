@@ -5,7 +5,7 @@ Student and teacher begin equal. Which backbone they hold is decided by the conf
 
 import logging
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,16 +68,32 @@ def build_state(config: PretrainConfig, device: torch.device) -> TrainState:
     )
 
 
-def speed_up(state: TrainState, *, recompute: bool, compiled: bool) -> None:
-    """Let blocks be recomputed in backward passes, and both networks be compiled, if asked for."""
+def speed_up(state: TrainState, *, recompute: bool, compiled: bool, sides: Collection[int]) -> None:
+    """Let blocks be recomputed in backward passes, and both networks be compiled, if asked for.
+
+    Args:
+        state: Holds the networks.
+        recompute: Whether blocks keep only their inputs.
+        compiled: Whether the networks go through torch.compile.
+        sides: Of the views, in pixels.
+    """
     networks = [state.student, state.teacher]
     if recompute:
         for network in networks:
             assert isinstance(network, EsViT)
             network.backbone.recompute = True
     if compiled:
+        for side in sides:  # a compiled network makes what it finds in no memory at every call
+            _remember_layouts(state.teacher, side)
         for network in networks:
             network.compile()
+
+
+@torch.no_grad()
+def _remember_layouts(network: nn.Module, side: int) -> None:
+    """Have a network in evaluation mode lay its windows out and remember them."""
+    device = next(network.parameters()).device
+    network([torch.zeros(1, 3, side, side, device=device)])
 
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:

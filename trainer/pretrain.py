@@ -207,7 +207,8 @@ def main(argv: list[str] | None = None) -> int:
 def start(config: PretrainConfig, console: Console | None) -> int:
     """Prepare and train; faults of the run, unlike those of the request, end with 1."""
     run = prepare(config)
-    speed_up(run.state, recompute=config.compute.recompute, compiled=config.compute.compile)
+    compute, sides = config.compute, {view.size for view in config.crops.specs}
+    speed_up(run.state, recompute=compute.recompute, compiled=compute.compile, sides=sides)
     share = config.optim.batch // distributed.world_size()
     logger.info(
         "batch %d = %d processes x %d passes x %d images; peak lr %.3g = %.3g x %d / 256; "

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from esvit.backbones import windows
 from esvit.backbones.remake import keep_all
 from esvit.fused_loss import FusedLoss
 from esvit.loss import Loss
@@ -167,7 +168,7 @@ def test_recomputed_blocks_give_the_same_gradients(config):
     gradients, kept = [], {}
     for recompute in (False, True):
         state = build_state(config, CPU)
-        speed_up(state, recompute=recompute, compiled=False)
+        speed_up(state, recompute=recompute, compiled=False, sides=())
         torch.manual_seed(3)
         views = [torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)]
         with keep_all():
@@ -176,6 +177,23 @@ def test_recomputed_blocks_give_the_same_gradients(config):
         gradients.append([p.grad for p in state.student.backbone.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert kept[True] < kept[False] / 3
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what compilers use of torch
+def test_compiled_networks_lay_no_windows_out(config):
+    config = replace(config, model=ModelConfig(arch="swin_nano_w8", head=config.model.head))
+    state, found = build_state(config, CPU), set()
+
+    def note(graph, _inputs):
+        found.update(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    windows._layouts.clear()
+    speed_up(state, recompute=False, compiled=True, sides=(40,))
+    torch.compiler.reset()
+    torch.compile(state.student.backbone, backend=note)(torch.zeros(2, 3, 40, 40))
+    assert len(found) > 10
+    assert not [name for name in found if "argsort" in name or "roll" in name]
 
 
 def kept_numbers(function):
