@@ -217,6 +217,13 @@ def start(config: PretrainConfig, console: Console | None) -> int:
         run.schedule.lr, config.optim.base_lr, config.optim.batch, run.schedule.epochs,
         run.feed.steps_per_epoch, run.device, run.step_config.precision,
     )  # fmt: skip
+    fewest = -(-share // compute.images_per_pass)
+    if run.num_passes > 2 * fewest:
+        logger.warning(
+            "%d images a process can be cut into %d equal passes only, where %d could do: another "
+            "optim.batch or compute.images_per_pass is faster",
+            share, run.num_passes, fewest,
+        )  # fmt: skip
     examiner = Examiner(config, run.feed.source, run.device)
     monitor = Monitor(
         config.out, console, first_step=run.state.step, num_steps=run.schedule.num_steps,
