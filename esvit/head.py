@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esvit.backbones.layers import initialise_linear
 from esvit.config import HeadConfig
 
 
@@ -63,7 +64,7 @@ class ProjectionHead(nn.Module):
         super().__init__()
         self.config = config
         self.mlp = _mlp(in_dim, config)
-        self.mlp.apply(_initialise)
+        self.mlp.apply(initialise_linear)
         self.last_layer = WeightNormed(
             config.bottleneck_dim, config.num_prototypes, config.norm_last_layer
         )
@@ -98,10 +99,3 @@ def _mlp(in_dim: int, config: HeadConfig) -> nn.Module:
             layers.append(nn.BatchNorm1d(config.hidden_dim))
         layers.append(nn.GELU())
     return nn.Sequential(*layers, nn.Linear(dims[-1], config.bottleneck_dim))
-
-
-def _initialise(module: nn.Module) -> None:
-    """Draw a linear layer as published."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

@@ -209,12 +209,8 @@ class CvTBlock(nn.Sequential):
     def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """Add what attention gave, then what the MLP gives."""
         _, mlp = self
-        x = x + self._drop(mixed)
-        return x + self._drop(mlp(x))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        """Apply stochastic depth in training."""
-        return drop_path(x, self.drop_rate) if self.training and self.drop_rate else x
+        x = x + drop_path(mixed, self.drop_rate, training=self.training)
+        return x + drop_path(mlp(x), self.drop_rate, training=self.training)
 
 
 class Blocks(nn.Module):

@@ -96,11 +96,13 @@ class MLP(nn.Module):
         return linear(self.fc2, linear_gelu(self.fc1, x))
 
 
-def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Drop x of whole samples, at random with the given rate, and scale the rest up.
+def drop_path(x: Tensor, rate: float, *, training: bool) -> Tensor:
+    """In training, drop x of whole samples at random with the given rate, and scale the rest up.
 
     Stochastic depth (Huang et al. 2016), drawn for each sample: the mean stays what it was.
     """
+    if not training or not rate:
+        return x
     kept = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) >= rate
     return x * (kept.to(x.dtype) / (1.0 - rate))
 
@@ -118,11 +120,10 @@ class ResidualBlock(nn.Module):
 
     def add(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add to x what attention gave, then what the MLP gives, with stochastic depth."""
-        x = x + self._drop(attended)
-        return x + self._drop(run_twice(lambda x: self.mlp(self.norm2(x)), x))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return drop_path(x, self.drop_rate) if self.training and self.drop_rate else x
+        x = x + drop_path(attended, self.drop_rate, training=self.training)
+        return x + drop_path(
+            run_twice(lambda x: self.mlp(self.norm2(x)), x), self.drop_rate, training=self.training
+        )
 
 
 def initialise_linear(module: nn.Module) -> None:

@@ -54,16 +54,14 @@ class AttentionLayer(nn.Module):
 
     def forward(self, x: Tensor, H: int, W: int) -> Tensor:
         """Give the tokens (B, T, C) after this layer."""
-        return x + self._drop(self.attn(Tokens(self.norm(x), H, W)))
+        return x + drop_path(
+            self.attn(Tokens(self.norm(x), H, W)), self.drop_rate, training=self.training
+        )
 
     def with_attention(self, x: Tensor, H: int, W: int) -> tuple[Tensor, Tensor]:
         """Give them as `forward` does and the attention (B, heads, H * W, H * W) as well."""
         mixed, weights = self.attn.with_weights(Tokens(self.norm(x), H, W))
-        return x + self._drop(mixed), weights
-
-    def _drop(self, x: Tensor) -> Tensor:
-        """Apply stochastic depth in training."""
-        return drop_path(x, self.drop_rate) if self.training and self.drop_rate else x
+        return x + drop_path(mixed, self.drop_rate, training=self.training), weights
 
 
 class MLPLayer(nn.Module):
@@ -77,11 +75,9 @@ class MLPLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the tokens (B, T, C) after this layer."""
-        return x + self._drop(run_twice(lambda x: self.mlp(self.norm(x)), x))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        """Apply stochastic depth in training."""
-        return drop_path(x, self.drop_rate) if self.training and self.drop_rate else x
+        return x + drop_path(
+            run_twice(lambda x: self.mlp(self.norm(x)), x), self.drop_rate, training=self.training
+        )
 
 
 class Stage(nn.Sequential):

@@ -195,7 +195,7 @@ def test_initialisation_is_the_published_one(tiny_backbone):
 
 def test_drop_path_keeps_the_mean_and_drops_whole_samples():
     torch.manual_seed(0)
-    x = drop_path(torch.ones(4000, 2, 3), 0.25)
+    x = drop_path(torch.ones(4000, 2, 3), 0.25, training=True)
     assert x.mean().item() == pytest.approx(1.0, abs=0.03)
     kept = x[x[:, 0, 0] > 0]
     torch.testing.assert_close(kept, torch.full_like(kept, 4 / 3))
