@@ -36,6 +36,12 @@ OF_A_PICTURE = frozenset(
 
 PNG_MODES = frozenset(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"))
 
+NO_COLOURS = frozenset(("F", "I"))
+"""Modes of Pillow whose numbers may mean anything."""
+
+WITH_ALPHA = {"RGBa": "RGBA", "PA": "RGBA"}
+"""What modes that PNG lacks become, so that their alpha is kept; others become RGB."""
+
 ADDRESS = re.compile(r"[a-z]{2,}://|data:", re.IGNORECASE)
 
 
@@ -107,20 +113,7 @@ def as_file(picture: Picture) -> bytes:
         raise OSError("a picture is an address; expected a path, or the file's bytes")
     if isinstance(picture, str | Path):
         return Path(picture).read_bytes()
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.shape[2:] not in ((), (3,), (4,)):
-            raise TypeError(
-                f"array is {picture.dtype} {picture.shape}, expected uint8 (H, W), (H, W, 3) or "
-                "(H, W, 4)"
-            )
-        picture = Image.fromarray(picture)
-    if not isinstance(picture, Image.Image):
-        raise TypeError(f"picture is a {type(picture).__name__}, expected path, bytes, PIL, array")
-    upright = ImageOps.exif_transpose(picture)
-    buffer = io.BytesIO()
-    savable = upright if upright.mode in PNG_MODES else upright.convert("RGB")
-    savable.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    return _as_png(_as_image(picture))
 
 
 def batches(pictures: Iterable[Picture], batch_size: int) -> Iterator[list[bytes | Refused]]:
@@ -245,8 +238,39 @@ def _read(picture: Picture) -> bytes | Refused:
     """Give a picture's file, or why it cannot be read."""
     try:
         return as_file(picture)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name or a picture that can be none
         return Refused("unreadable_file", str(error))
+
+
+def _as_image(picture: object) -> Image.Image:
+    """Give an array as a picture, and a picture as it is.
+
+    Raises:
+        TypeError: if it is neither, or its numbers may mean anything.
+    """
+    if isinstance(picture, np.ndarray):
+        is_picture = picture.ndim >= 2 and picture.shape[2:] in ((), (3,), (4,))
+        if picture.dtype != np.uint8 or not is_picture or not picture.size:
+            raise TypeError(
+                f"array is {picture.dtype} {picture.shape}, expected uint8 (H, W), (H, W, 3) or "
+                "(H, W, 4)"
+            )
+        return Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
+        raise TypeError(f"picture is a {type(picture).__name__}, expected path, bytes, PIL, array")
+    if picture.mode in NO_COLOURS:
+        raise TypeError(f"picture is of mode {picture.mode}, whose scale is unknown; convert it")
+    return picture
+
+
+def _as_png(picture: Image.Image) -> bytes:
+    """Write a picture as a PNG, upright."""
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode not in PNG_MODES:
+        upright = upright.convert(WITH_ALPHA.get(upright.mode, "RGB"))
+    buffer = io.BytesIO()
+    upright.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def _floats(text: str) -> Array:

@@ -21,7 +21,7 @@ environment variable as well: --max-images 16 is ESVIT_MAX_IMAGES=16. Lists are 
 --image-formats JPEG,PNG."""
 
 
-class BadSettings(Exception):
+class BadSettings(ValueError):
     """Settings that nothing can be served with, a line for each."""
 
 
@@ -46,7 +46,19 @@ def read_settings(arguments: Sequence[str]) -> Settings:
             cli_kebab_case=True,
             cli_hide_none_type=True,
         )
-        return Settings(_cli_settings_source=source)  # type: ignore[call-arg]  # of pydantic-settings
+    except SettingsError as error:  # as below
+        raise BadSettings(str(error)) from error
+    return make_settings(_cli_settings_source=source)
+
+
+def make_settings(**given: Any) -> Settings:  # Any: as pydantic takes them
+    """Make settings of what is given, and of the environment.
+
+    Raises:
+        BadSettings: naming each one at fault; no value is echoed, for it could be a key.
+    """
+    try:
+        return Settings(**given)
     except ValidationError as error:
         problems = error.errors(include_url=False)
         raise BadSettings("\n".join(_told(p["loc"], p["msg"]) for p in problems)) from error

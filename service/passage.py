@@ -241,7 +241,8 @@ class Passage:
 
         async def watch() -> None:
             message = await self._receive()
-            if message["type"] == "http.disconnect" and caller is not None:
+            is_gone = message["type"] == "http.disconnect" and not self._is_answered
+            if is_gone and caller is not None:
                 self.has_client_left = True
                 caller.cancel()
 

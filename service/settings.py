@@ -1,6 +1,7 @@
 """Every knob of the service, its unit, and its `ESVIT_` environment variable."""
 
 import os
+import re
 import ssl
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,9 @@ from service.images import FORMATS, ImageLimits
 from service.passage import BYTES_PER_NUMBER
 
 DEFAULT_MODEL = Path(__file__).parent / "models" / "default.onnx"
+
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
+"""Scheme, host and perhaps port (RFC 6454, 6.1): no path, nor a slash at the end."""
 
 EngineName = Literal["auto", "onnxruntime", "openvino"]
 Device = Literal["auto", "cuda", "cpu"]
@@ -172,6 +176,14 @@ class Settings(BaseSettings):
         if endpoint and not _is_installed("opentelemetry.exporter.otlp.proto.http"):
             raise ValueError("traces need the extra 'otel': pip install '.[otel]'")
         return endpoint
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_can_be_sent(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        """One that no browser sends would never match."""
+        if any(origin != "*" and not ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("expected origins as browsers send them, https://host[:port], or *")
+        return origins
 
     @field_validator("url_schemes")
     @classmethod

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
+from service.command_line import warn_of_unknown_variables
 from service.errors import ModelError
 from service.preprocess import Fit
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from service.bulk.job import run  # needs the extra
 
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
+    warn_of_unknown_variables()
     try:
         summary = run(options)
     except UNMET as error:

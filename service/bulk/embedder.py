@@ -18,6 +18,7 @@ import numpy as np
 from anyio.from_thread import start_blocking_portal
 from numpy.typing import NDArray
 
+from service.command_line import make_settings
 from service.contract import Output
 from service.encoding import normalize
 from service.engine import load_engine
@@ -54,7 +55,7 @@ class Wanted:
     def settings(self) -> Settings:
         """Give the service's settings: `ESVIT_` variables choose engine, device, precision."""
         model = {} if self.model is None else {"model": self.model}
-        return Settings(**PATIENT | model)
+        return make_settings(**PATIENT | model)
 
     @property
     def outputs(self) -> list[Output]:

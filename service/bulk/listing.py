@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import os
+import stat
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -50,10 +51,13 @@ class Place(NamedTuple):
         """Read the picture's file.
 
         Raises:
-            OSError: as the file system does, and if the file is too large or cut.
+            OSError: as the file system does, and if it is no file, or one too large or cut.
         """
-        with open(self.file, "rb", buffering=0) as file:  # noqa: PTH123  # several times cheaper
-            length = os.fstat(file.fileno()).st_size
+        with open(self.file, "rb", buffering=0, opener=_at_once) as file:  # several times cheaper
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError("no regular file")
+            length = status.st_size
             wanted = length if self.size < 0 else self.size
             if wanted > MAX_FILE_BYTES:
                 raise OSError(f"{wanted:,} bytes; at most {MAX_FILE_BYTES:,} are read")
@@ -61,6 +65,11 @@ class Place(NamedTuple):
         if len(data) != wanted:
             raise OSError(f"file is cut off at {length:,} bytes")
         return data
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file, and wait for no writer of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class Listing:

@@ -5,9 +5,11 @@ Every search looks at every vector: exact, and at 100,000 pictures still fast
 returns, so a kill takes nothing away.
 """
 
+import fcntl
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -49,16 +51,19 @@ class EdgeStore:
         Raises:
             GalleryError: if it is another model's, in use, or cannot be read or written.
         """
+        self._lock = ExitStack()
         try:
+            self._lock.enter_context(_locked(folder))  # the engine takes its own too late
             _begin(folder, passport)
             passport.check(json.loads((folder / "gallery.json").read_bytes()), f"gallery {folder}")
             self._shard = qdrant.EdgeShard.load(str(folder / "shard"))
             self._shard.optimize()  # gives back the room of what was deleted
         except GalleryError:
+            self._lock.close()
             raise
         except Exception as error:  # the engine raises nothing narrower
-            reason = "another process has it open" if "WouldBlock" in str(error) else str(error)
-            raise GalleryError(f"gallery {folder} cannot be opened: {reason}") from error
+            self._lock.close()
+            raise GalleryError(f"gallery {folder} cannot be opened: {error}") from error
 
     def count(self) -> int:
         """Give how many pictures there are."""
@@ -130,6 +135,22 @@ class EdgeStore:
     def close(self) -> None:
         """Let go of the folder."""
         self._shard.close()
+        self._lock.close()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder; the lock ends with the process, however it ends.
+
+    Another process's engine changes the files below before it finds them locked.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError("another process has it open") from error
+        yield
 
 
 def _begin(folder: Path, passport: Passport) -> None:

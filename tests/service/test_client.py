@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from service.client import AsyncClient, Client, Refused, Retry
 from tests.service.calls import post_json
@@ -119,6 +120,28 @@ def test_a_bad_picture_is_refused_in_its_place_and_costs_no_other_its_vector(our
     np.testing.assert_allclose(good_ones, ours.embed([A, B]), atol=1e-6)
     codes = [result.code for result in results if isinstance(result, Refused)]
     assert codes == ["undecodable_image", "unreadable_file", "unsupported_image_format"]
+
+
+def test_what_cannot_become_a_picture_costs_no_other_its_vector(ours):
+    results = list(ours.stream([A, "a\0b", Image.new("La", (4, 4)), B]))
+    codes = [result.code for result in results if isinstance(result, Refused)]
+    assert codes == ["unreadable_file", "unreadable_file"]
+    np.testing.assert_allclose([results[0], results[3]], ours.embed([A, B]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [Image.new("F", (4, 4)), Image.new("I", (4, 4)), np.zeros(9, np.uint8), np.zeros((0, 0), "u1")],
+)
+def test_numbers_that_are_no_colours_are_refused(ours, picture):
+    with pytest.raises(TypeError, match=r"whose scale is unknown|expected uint8"):
+        ours.embed([picture])
+
+
+def test_alpha_is_kept_whatever_holds_it(ours):
+    half = Image.new("RGBA", (32, 32), (200, 30, 30, 128))
+    kept = ours.embed([half, half.convert("RGBa")])
+    np.testing.assert_allclose(kept[1], kept[0], atol=1e-2)
 
 
 def test_a_picture_that_is_sent_alone_is_refused_in_its_place(ours, tmp_path):

@@ -103,6 +103,8 @@ def test_an_engine_that_cannot_be_had_is_3(run_main, capsys, model_path):
         ("ESVIT_MAX_IMAGES", "0", "setting max_images: "),
         ("ESVIT_DEADLINE_S", "-1", "setting deadline_s: "),
         ("ESVIT_IMAGE_FORMATS", "JPEG,EPS", "setting image_formats: "),
+        ("ESVIT_CORS_ORIGINS", "https://a.example/", "setting cors_origins: expected origins"),
+        ("ESVIT_CORS_ORIGINS", "a.example", "setting cors_origins: expected origins"),
         ("ESVIT_API_KEYS", "long-enough-to-be-one,too-short", "settings: api_keys, number 2: "),
         ("ESVIT_API_KEYS_FILE", "/nowhere/keys", "api_keys_file cannot be read"),
         ("ESVIT_URL_SCHEMES", "file", "setting url_schemes: "),

@@ -29,6 +29,13 @@ def test_every_file_is_served_and_names_no_other_host(client, path):
     assert not re.search(r"<script>|<style>|\son\w+=|\sstyle=", path.read_text())
 
 
+def test_a_page_that_was_delivered_is_no_departure(client):
+    assert client.get("/photographs/cat.jpg").status_code == 200
+    lines = [line for line in client.get("/metrics").text.splitlines() if 'path="other"' in line]
+    assert any('status="200"' in line for line in lines)
+    assert not any('status="499"' in line for line in lines)
+
+
 @pytest.mark.parametrize("path", ["/", "/static/main.js", "/photographs/cat.jpg"])
 def test_browsers_keep_files_and_ask_whether_they_changed(client, path):
     first = client.get(path)

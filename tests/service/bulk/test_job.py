@@ -65,6 +65,13 @@ def test_pictures_become_rows_and_failures_stand_beside_them(pictures, out, caps
     assert (error["id"], error["path"], error["code"]) == (2, "2.png", "undecodable_image")
 
 
+def test_a_pipe_is_a_failure_and_not_waited_for(pictures, out):
+    os.mkfifo(pictures / "pipe.png")
+    assert bulk(pictures, out) == 0
+    errors = pq.read_table(out / "errors.parquet").to_pylist()
+    assert {error["path"] for error in errors} == {"2.png", "pipe.png"}
+
+
 def test_each_file_says_what_made_it(pictures, out):
     assert bulk(pictures, out) == 0
     metadata = pq.read_metadata(parts(out)[0]).metadata

@@ -1,5 +1,7 @@
 """Both stores keep the same promises."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -136,9 +138,21 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
     from service.gallery.edge import EdgeStore
 
     first = EdgeStore(tmp_path, PASSPORT)
-    with pytest.raises(GalleryError, match="another process has it open"):
-        EdgeStore(tmp_path, PASSPORT)
+    first.put([entry(1)])
+    opening = (
+        "import sys; from pathlib import Path; from service.gallery.edge import EdgeStore; "
+        "from tests.service.gallery.test_store import PASSPORT as passport; "
+        "EdgeStore(Path(sys.argv[1]), passport)"
+    )
+    second = subprocess.run(
+        [sys.executable, "-c", opening, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert second.stderr.endswith("cannot be opened: another process has it open\n")
+    first.put([entry(2)])  # it has not noticed
     first.close()
+    again = EdgeStore(tmp_path, PASSPORT)
+    assert again.count() == 2
+    again.close()
 
 
 def test_a_beginning_that_was_killed_begins_again(tmp_path):
