@@ -67,7 +67,13 @@ def source_to_cells(
     cells = geometry.to_model(points) / (side / columns, side / rows)
     picture = (geometry.width, geometry.height)
     inside = np.all((cells >= -ROUNDING) & (cells <= np.add((columns, rows), ROUNDING)), axis=-1)
-    inside &= np.all((points >= 0) & (points <= picture), axis=-1)
+    on_picture = np.all((points >= 0) & (points <= picture), axis=-1)
+    if not on_picture.all():
+        index = int(np.argmin(on_picture))
+        raise PointOutOfBounds(
+            f"point {index} lies outside the picture of {picture[0]}x{picture[1]}",
+            field=f"points[{index}]",
+        )
     if not inside.all():
         index = int(np.argmin(inside))
         raise PointOutOfBounds(

@@ -74,7 +74,9 @@ class Settings(BaseSettings):
     engine: EngineName = Field("auto", description="what runs the model")
     device: Device = Field("auto", description="where the model runs")
     precision: Precision = Field("auto", description="arithmetic; auto: fastest that is faithful")
-    threads: int = Field(0, ge=0, description="threads for inference and decoding; 0: the cores")
+    threads: int = Field(
+        0, ge=0, le=1024, description="threads for inference and decoding; 0: the cores"
+    )
     max_batch: int = Field(0, ge=0, description="images a run of the engine; 0: the engine's best")
 
     max_body_bytes: int = Field(
@@ -107,7 +109,9 @@ class Settings(BaseSettings):
     max_queue_images: int = Field(256, ge=1, description="images accepted and not yet answered")
     max_calls: int = Field(512, ge=1, description="calls with a body under way at once")
     max_connections: int = Field(900, ge=1, description="connections open at once")
-    deadline_s: float = Field(30.0, gt=0, description="seconds until an accepted call is given up")
+    deadline_s: float = Field(
+        30.0, gt=0, le=86_400, description="seconds until an accepted call is given up"
+    )
     header_timeout_s: float = Field(10.0, gt=0, description="seconds for a request's head to come")
     body_timeout_s: float = Field(30.0, gt=0, description="seconds for a body to arrive")
     send_timeout_s: float = Field(

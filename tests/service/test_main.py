@@ -102,6 +102,8 @@ def test_an_engine_that_cannot_be_had_is_3(run_main, capsys, model_path):
         ("ESVIT_DEVICE", "tpu", "setting device: "),
         ("ESVIT_MAX_IMAGES", "0", "setting max_images: "),
         ("ESVIT_DEADLINE_S", "-1", "setting deadline_s: "),
+        ("ESVIT_DEADLINE_S", "inf", "setting deadline_s: "),
+        ("ESVIT_THREADS", "100000", "setting threads: "),
         ("ESVIT_IMAGE_FORMATS", "JPEG,EPS", "setting image_formats: "),
         ("ESVIT_CORS_ORIGINS", "https://a.example/", "setting cors_origins: expected origins"),
         ("ESVIT_CORS_ORIGINS", "a.example", "setting cors_origins: expected origins"),
