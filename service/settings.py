@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     max_calls: int = Field(512, ge=1, description="calls with a body under way at once")
     max_connections: int = Field(900, ge=1, description="connections open at once")
     deadline_s: float = Field(
-        30.0, gt=0, le=86_400, description="seconds until an accepted call is given up"
+        30.0, gt=0, allow_inf_nan=False, description="seconds until an accepted call is given up"
     )
     header_timeout_s: float = Field(10.0, gt=0, description="seconds for a request's head to come")
     body_timeout_s: float = Field(30.0, gt=0, description="seconds for a body to arrive")
