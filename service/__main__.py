@@ -55,15 +55,15 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take SIGHUP for a new model file, listen, and say what to try first."""
+        app = self.config.app
+        assert isinstance(app, FastAPI)
         if hasattr(signal, "SIGHUP"):  # not on Windows
-            reloader: Reloader = self.config.app.state.reloader  # type: ignore[union-attr]  # is FastAPI
+            reloader: Reloader = app.state.reloader
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
         await super().startup(sockets)
         port = self.servers[0].sockets[0].getsockname()[1]
-        picture = Path("picture.jpg")
-        if Path("service/photographs").is_dir():  # in a checkout
-            picture = PHOTOGRAPHS[0].relative_to(Path.cwd())
-        logger.info("try: curl -F file=@%s http://127.0.0.1:%d/embed", picture, port)
+        keys = app.state.pipeline.settings.keys()
+        logger.info("try: %s", first_call(port, asks_for_key=bool(keys)))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal: not ready any more, finish what was accepted, end."""
@@ -72,6 +72,15 @@ class Server(uvicorn.Server):
         app.state.pipeline.is_draining = True
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # else uvicorn raises them again, and the exit is not 0
+
+
+def first_call(port: int, *, asks_for_key: bool) -> str:
+    """Write a call that can be typed here."""
+    picture = Path("picture.jpg")
+    if Path("service/photographs").is_dir():  # in a checkout
+        picture = PHOTOGRAPHS[0].relative_to(Path.cwd())
+    key = "-H 'Authorization: Bearer KEY' " if asks_for_key else ""
+    return f"curl {key}-F file=@{picture} http://127.0.0.1:{port}/embed"
 
 
 def main() -> int:

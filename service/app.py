@@ -25,6 +25,7 @@ from service.gallery.opening import open_gallery
 from service.gate import CLIENT_LEFT, Gate
 from service.keys import KeyCheck
 from service.metrics import Metrics
+from service.openapi import ask_for_keys
 from service.pages import add_pages
 from service.passage import Limits
 from service.pipeline import Pipeline, load_pipeline
@@ -80,6 +81,7 @@ def create_app(
         openapi_url="/openapi.json" if settings.docs else None,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to what the client gave as Host
     )
     trace = untraced if traces is None else traces.write
     app.state.gallery = None
@@ -88,6 +90,8 @@ def create_app(
     app.state.reloader = Reloader(app.state, settings.model, load, every_s=every_s)
     app.state.gallery = open_gallery(settings, app.state.pipeline.info)
     _add_routes(app, docs=settings.docs)
+    if settings.keys():
+        ask_for_keys(app)
     _add_layers(app, settings)
     if traces is not None:
         from service.tracing import Tracing

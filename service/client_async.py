@@ -171,11 +171,18 @@ class AsyncClient:
     async def embed_batch(
         self, batch: Sequence[bytes | Refused], fields: Fields
     ) -> list[Array | Refused]:
-        """Send one batch of files, as `calls.batches` gives them; see `stream`."""
+        """Send one batch of files, as `calls.batches` gives them; see `stream`.
+
+        A batch of more pictures than the service takes at once goes in halves.
+        """
         call = calls.embed_call(batch, fields)
         try:
             answer = await self._send(call) if call else {"errors": [], "embeddings": []}
         except Refused as error:
+            if error.code == "batch_too_large" and len(batch) > 1:
+                middle = len(batch) // 2
+                halves = (batch[:middle], batch[middle:])
+                return [one for half in halves for one in await self.embed_batch(half, fields)]
             if call and len(call.files) == 1 and error.code in calls.OF_A_PICTURE:
                 return [file if isinstance(file, Refused) else error for file in batch]
             raise

@@ -2,6 +2,7 @@
 
 from typing import Any, TypedDict
 
+from fastapi import FastAPI
 from pydantic import BaseModel
 
 from service.schemas import ErrorAnswer
@@ -27,6 +28,12 @@ ERROR_MEANINGS = {
 }
 
 NOT_THERE = {404: "no gallery here, or no such picture in it"}
+
+KEYS: Schema = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+"""The two ways to bring a key (`service.keys`)."""
 
 BINARY: Schema = {"schema": {"type": "string", "format": "binary"}}
 
@@ -100,6 +107,19 @@ def describe_query(options: type[BaseModel], answer: type[BaseModel] | None) -> 
         "responses": {200: good, **_errors(meanings)},
         "openapi_extra": {"parameters": parameters},
     }
+
+
+def ask_for_keys(app: FastAPI) -> None:
+    """Say in an application's document that its calls want a key."""
+    make = app.openapi
+
+    def document() -> Schema:
+        made = make()
+        made["components"]["securitySchemes"] = KEYS
+        made["security"] = [{name: []} for name in KEYS]
+        return made
+
+    app.openapi = document  # type: ignore[method-assign]  # as FastAPI's documentation has it
 
 
 def _schema(model: type[BaseModel]) -> Schema:

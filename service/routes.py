@@ -152,12 +152,14 @@ async def info(request: Request) -> Response:
     return Response(orjson.dumps(content), media_type="application/json")
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez", response_model=dict[str, str])
 async def livez(_: Request) -> Response:
     """Say that the event loop turns."""
     return Response(b'{"status":"alive"}', media_type="application/json")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", response_model=dict[str, str])
 async def readyz(request: Request) -> Response:
     """Say whether calls are answered: the model is loaded and has run, and no shutdown began."""

@@ -2,9 +2,9 @@
 
     python -m service.bulk IN -o OUT
 
-Exit codes: 0 finished, with one line on standard output; 1 stopped by a fault; 2 for a request that
-cannot be met, with one line that says why; 130 interrupted. However it ended, the same command goes
-on where it was.
+Exit codes: 0 finished, with one line on standard output; 1 stopped by a fault, or finished without
+a single vector; 2 for a request that cannot be met, with one line that says why; 130 interrupted.
+However it ended, the same command goes on where it was.
 """
 
 import argparse
@@ -42,15 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
     warn_of_unknown_variables()
     try:
-        summary = run(options)
+        outcome = run(options)
     except UNMET as error:
         return _fail(str(error), 2)
     except (OSError, RuntimeError) as error:
         return _fail(f"stopped by a fault: {error}; the same command goes on", 1)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on", 130)
-    print(summary)  # noqa: T201  # the command's answer
-    return 0
+    print(outcome.summary)  # noqa: T201  # the command's answer
+    return 0 if outcome.num_good else 1
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from service.bulk.embedder import BatchEmbedder, Wanted
 from service.bulk.files import remove_temporary
@@ -21,8 +22,20 @@ logger = logging.getLogger(__name__)
 LOCK = ".lock"
 
 
-def run(options: argparse.Namespace) -> str:
-    """Embed what is not embedded yet; give the summary.
+class Outcome(NamedTuple):
+    """What there is after a run.
+
+    Attributes:
+        num_good: Pictures with a vector, of this run and those before.
+        summary: What there is, in one line.
+    """
+
+    num_good: int
+    summary: str
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """Embed what is not embedded yet.
 
     Raises:
         FileNotFoundError: if there are no pictures.
@@ -46,7 +59,8 @@ def run(options: argparse.Namespace) -> str:
         total = _embed(wanted, shards, todo, options.ray)
         shards.remove_surplus()
         num_failed = shards.gather_errors()
-    return _summary(shards, num_failed, total)
+    num_good = len(shards.listing) - num_failed
+    return Outcome(num_good, _summary(shards, num_failed, total))
 
 
 def _embed(wanted: Wanted, shards: Shards, todo: Sequence[int], ray: str | None) -> Total:

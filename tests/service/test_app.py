@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from service import VERSION
-from tests.service.calls import post_form, post_json, post_raw
+from tests.service.calls import post_form, post_json, post_raw, refused
 from tests.service.known import A, B, good, npy
 from tests.service.pictures import jpeg, png, scene
 from tests.service.tiny_model import INFO
@@ -134,6 +134,16 @@ def test_metrics_count_what_happens(client):
     assert changes == [2, 1, 1, 2, 2]
     assert sample("esvit_in_flight_images") == 0
     assert sample('esvit_model_info{engine="onnxruntime",model="tiny"') == 1
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_probes_that_want_no_body_are_answered(client, path):
+    response = client.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+
+
+def test_a_path_with_a_slash_too_many_is_not_there(client):
+    refused(client.post("/embed/", follow_redirects=False), 404, "not_found")
 
 
 def test_the_document_describes_every_endpoint(client):

@@ -163,6 +163,15 @@ def test_a_call_that_is_refused_as_a_whole_fails_the_stream(ours):
         assert (caught.value.code, caught.value.status) == ("invalid_request", 422)
 
 
+def test_more_pictures_than_the_service_takes_at_once_go_in_parts(ours, url):
+    limit = ours.info()["limits"]["max_images"]
+    pictures = [*many(limit), b"no picture", A]
+    with Client(url, batch_size=len(pictures)) as eager:
+        results = list(eager.stream(pictures))
+    assert results.pop(limit).code == "undecodable_image"
+    np.testing.assert_allclose(results, ours.embed([*pictures[:limit], A]), atol=1e-5)
+
+
 def test_regions_are_those_of_the_model(ours, url):
     found = ours.regions(SQUARE, normalize=False)
     np.testing.assert_allclose(

@@ -78,6 +78,14 @@ def test_probes_and_pages_need_no_key(closed, path):
     assert closed.get(path).status_code == 200
 
 
+def test_the_document_says_how_to_bring_a_key(closed, client):
+    document = closed.get("/openapi.json").json()
+    schemes = document["components"]["securitySchemes"]
+    assert {scheme["type"] for scheme in schemes.values()} == {"http", "apiKey"}
+    assert document["security"] == [{name: []} for name in schemes]
+    assert "security" not in client.get("/openapi.json").json()
+
+
 def test_open_paths_are_open_for_reading_alone(closed):
     refused(closed.post("/livez"), 401, "unauthorized")
     refused(closed.get("/static/../info"), 401, "unauthorized")

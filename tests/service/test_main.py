@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from service.__main__ import Server
+from service.__main__ import Server, first_call
 from service.app import create_app
 from service.command_line import check_address, warn_of_unknown_variables
 from tests.service.pictures import png, scene
@@ -173,6 +173,14 @@ def test_an_unknown_argument_is_2(run_main, capsys, argument):
     error = capsys.readouterr().err
     assert argument in error
     assert error.count("\n") == 2
+
+
+def test_the_first_call_can_be_typed(monkeypatch, tmp_path):
+    call = "curl -F file=@service/photographs/cat.jpg http://127.0.0.1:8001/embed"
+    assert first_call(8001, asks_for_key=False) == call
+    monkeypatch.chdir(tmp_path)
+    call = "curl -H 'Authorization: Bearer KEY' -F file=@picture.jpg http://127.0.0.1:80/embed"
+    assert first_call(80, asks_for_key=True) == call
 
 
 def test_help_is_for_people(run_main, capsys):

@@ -238,6 +238,15 @@ def test_what_cannot_be_done_is_said_in_one_line(pictures, tmp_path, out, capsys
         assert caught.value.code == 2
 
 
+def test_a_run_without_a_single_vector_is_a_fault(tmp_path, out, capsys):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for name in ("a.jpg", "b.png"):
+        (folder / name).write_bytes(b"no picture")
+    assert bulk(folder, out) == 1
+    assert "0 pictures in 1 files; 2 failed" in capsys.readouterr().out
+
+
 def test_an_interrupted_run_says_how_it_goes_on(pictures, out, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
