@@ -173,6 +173,17 @@ def test_parquet_rows_are_images(tmp_path, nested):
     assert source.block_size == 10 // 6
 
 
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_large_row_group_is_read_in_pieces(tmp_path, nested):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    column = [b"%d" % n for n in range(600)]
+    images = [{"bytes": data, "path": None} for data in column] if nested else column
+    parquet.write_table(pyarrow.table({"image": images}), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    assert [source.read(i) for i in range(600)] == column
+
+
 def test_parquet_without_an_image_column_is_refused(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

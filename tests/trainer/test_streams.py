@@ -1,4 +1,5 @@
 import http.server
+import tarfile
 import threading
 from contextlib import closing
 from functools import partial
@@ -123,3 +124,53 @@ def test_too_many_readers_and_too_short_epochs_are_refused(shards):
     dealt(shards, world_size=2).check_workers(3)
     with pytest.raises(ValueError, match="at least one global batch of 2"):
         dealt(shards, images_per_epoch=1)
+
+
+class BreakingHandler(http.server.BaseHTTPRequestHandler):
+    """Gives a file; of its first answer only the beginning."""
+
+    file, num_bytes, chunked, answers = b"", 0, False, 0
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        cls = type(self)
+        cls.answers += 1
+        sent = self.file[: self.num_bytes] if cls.answers == 1 else self.file
+        self.send_response(200)
+        if self.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+            body = b"%x\r\n%s\r\n" % (len(sent), sent)
+            body += b"0\r\n\r\n" if cls.answers > 1 else b"ff\r\nhalf a chunk"
+        else:
+            self.send_header("Content-Length", str(len(self.file)))
+            body = sent
+        self.end_headers()
+        self.wfile.write(body)
+
+    protocol_version = "HTTP/1.1"
+    close_connection = True
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("in_header", [False, True])
+def test_an_answer_that_is_cut_is_asked_for_again(tmp_path, chunked, in_header):
+    path = write_tar(tmp_path / "s.tar", [(f"{n}.jpg", picture(n)) for n in range(6)])
+    with tarfile.open(path) as archive:
+        third = archive.getmembers()[2]
+    cut = third.offset + 100 if in_header else third.offset_data + 100
+    state = {"file": path.read_bytes(), "num_bytes": cut, "chunked": chunked}
+    handler = type("Breaking", (BreakingHandler,), state)
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        images = list(read_shard(f"http://127.0.0.1:{server.server_port}/s.tar", waits_s=(0.0,)))
+        server.shutdown()
+    assert [data for _, data in images] == [picture(n) for n in range(6)]
+    assert handler.answers == 2
+
+
+def test_shards_of_which_no_image_can_be_read_end_the_reading(tmp_path):
+    path = write_tar(tmp_path / "s.tar", [(f"{n}.jpg", b"no picture") for n in range(4)])
+    with pytest.raises(ValueError, match=r"no image of the shards of pipe:cat .*s\.tar"):
+        take(tmp_path, dealt((f"pipe:cat {path}",), images_per_epoch=40), 0, 1, 0)

@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 GROUPS_IN_MEMORY = 8
 """Row groups that a worker keeps; the sampler mixes as many."""
 
+_BATCH_ROWS = 256
+"""Rows of a piece: a column of a whole group may be larger than pyarrow's arrays can be."""
+
 _USUAL_NAMES = ("image", "img", "jpg", "jpeg", "png", "image_bytes", "bytes")
 _LABEL = "label"
 
@@ -86,9 +89,12 @@ def read_parquet(index: Index, i: int) -> bytes:
 @functools.lru_cache(maxsize=GROUPS_IN_MEMORY)
 def _row_group(file: str, group: int) -> Any:  # Any: pyarrow has no hints
     """Read the image column of one row group."""
+    import pyarrow  # there, if an index was made
+
     with _pyarrow_parquet().ParquetFile(file) as opened:
         name = image_column(opened.schema_arrow, file)
-        return opened.read_row_group(group, [name], use_threads=False)[name].combine_chunks()
+        pieces = opened.iter_batches(_BATCH_ROWS, [group], [name], use_threads=False)
+        return pyarrow.chunked_array([piece.column(0) for piece in pieces])
 
 
 def _pyarrow_parquet() -> ModuleType:

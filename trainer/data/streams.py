@@ -11,6 +11,7 @@ another order: some images of that epoch come twice, others not at all.
 """
 
 import hashlib
+import http.client
 import subprocess
 import tarfile
 import time
@@ -148,14 +149,22 @@ class ViewStream(IterableDataset[Sample]):
     def _samples(
         self, epoch: int, slots: tuple[int, int], skipped: int, wanted: int
     ) -> Iterator[Sample]:
-        """Pass over the good images that an earlier start has used, then make samples."""
+        """Pass over the good images that an earlier start has used, then make samples.
+
+        Raises:
+            ValueError: if these shards hold images, and none of them can be read.
+        """
+        last_good_turn = 0
         for image in self.shards.images(epoch, *slots):
             if wanted == 0:
                 return
+            if image.turn > last_good_turn + 1:
+                raise ValueError(f"no image of the shards of {image.name} can be read")
             if image.name in self.bad:
                 continue
             if skipped > 0:
                 skipped -= 1
+                last_good_turn = image.turn
                 continue
             self.bad.num_tried += 1
             try:
@@ -164,6 +173,7 @@ class ViewStream(IterableDataset[Sample]):
                 self.bad.add(image.name, str(error))
                 continue
             wanted -= 1
+            last_good_turn = image.turn
             digest = hashlib.blake2b(image.name.encode(errors="surrogateescape"), digest_size=8)
             words = (epoch, image.turn, int.from_bytes(digest.digest()))
             yield self.maker.make(decoded, image.name, words)
@@ -183,7 +193,7 @@ def read_shard(path: str, waits_s: tuple[float, ...] = _WAITS_S) -> Iterator[tup
                     yield image
                     num_given += 1
             return
-        except (OSError, tarfile.TarError, EOFError) as error:
+        except (OSError, http.client.HTTPException, tarfile.TarError, EOFError) as error:
             if wait_s is None:
                 raise OSError(f"cannot read {path}: {error}") from error
             time.sleep(wait_s)
@@ -214,6 +224,9 @@ def _open(path: str) -> Generator[IO[bytes]]:
     elif path.startswith(("http://", "https://")):
         with urllib.request.urlopen(path, timeout=_HTTP_TIMEOUT_S) as response:
             yield response
+            response.read()
+            if response.length:  # cut where tar may have taken that for the archive's end
+                raise OSError(f"{response.length} bytes of the answer are missing")
     else:
         with Path(path).open("rb") as file:
             yield file
