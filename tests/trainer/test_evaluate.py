@@ -154,6 +154,15 @@ def test_throughput(capsys):
     assert answer["device"]
 
 
+@pytest.mark.slow
+def test_throughput_of_a_model_file_names_its_size(capsys, model_path):
+    words = ["--model", str(model_path), "--batches", "1", "--repeats", "1"]
+    assert evaluate.main(["throughput", *words]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["image_size"] == 224
+    assert answer["cases"][0]["precision"] == "own"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -3,9 +3,9 @@
 Each network and precision is measured in a process of its own, so that its peak memory is its own.
 """
 
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from trainer.devices import choose_device
 from trainer.evaluation.config import ThroughputConfig
 from trainer.evaluation.frozen import open_model
 from trainer.evaluation.progress import show_progress
-from trainer.evaluation.timing import Job, Precision, device_name, run
+from trainer.evaluation.timing import Job, Precision, case_of, device_name, run
 from trainer.expect import expect
 from trainer.stored_network import IMAGE_SIZE, check_image_size, image_size_of, read_network
 
@@ -54,8 +54,7 @@ def measure_throughput(config: ThroughputConfig, console: Console) -> dict[str, 
     """
     check(config)
     device = choose_device(ComputeConfig(device=config.device))
-    networks = _networks(config)
-    side = config.image_size or _size_learnt_at(config)
+    networks, side = _networks(config), _side(config)
     jobs = [
         Job(
             name=name,
@@ -73,7 +72,7 @@ def measure_throughput(config: ThroughputConfig, console: Console) -> dict[str, 
     cases: list[dict[str, Any]] = []
     with show_progress(console, "throughput", len(jobs), "networks") as advance:
         for job in jobs:
-            cases += _in_own_process(job)
+            cases += in_own_process(job)
             advance(1)
     return {
         "device": device_name(device),
@@ -100,6 +99,8 @@ def check(config: ThroughputConfig) -> None:
     if sum(named) != 1:
         raise ValueError("give one of --arch, --all, --checkpoint and --model")
     check_image_size(config.image_size)
+    if config.model and (config.image_size or config.precisions != ThroughputConfig.precisions):
+        raise ValueError("a model file has its own image size and precision")
     expect(min(config.batches, default=0) >= 1, "one or more, of 1 or more", batches=config.batches)
     expect(len(config.precisions) >= 1, "one or more", precisions=config.precisions)
     expect(config.repeats >= 1, "1 or more", repeats=config.repeats)
@@ -138,7 +139,6 @@ def with_ratios(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:  # JSON
 def _networks(config: ThroughputConfig) -> dict[str, BackboneConfig | Path]:
     """Give what is to be measured, by name."""
     if config.model is not None:
-        open_model(config.model, torch.device("cpu"))  # refused here, not in another process
         return {config.model.name: config.model}
     if config.checkpoint is not None:
         found = read_network(config.checkpoint, config.which).backbone
@@ -147,11 +147,13 @@ def _networks(config: ThroughputConfig) -> dict[str, BackboneConfig | Path]:
     return {name: backbone_config(name) for name in names}
 
 
-def _size_learnt_at(config: ThroughputConfig) -> int:
-    """Give the side in pixels that a checkpoint's network learnt at, else the published one."""
-    if config.checkpoint is None:
-        return IMAGE_SIZE
-    return image_size_of(read_network(config.checkpoint, config.which))
+def _side(config: ThroughputConfig) -> int:
+    """Give the side in pixels: as asked, of the file, or the published one."""
+    if config.model is not None:  # if it cannot be read it is refused here, in this process
+        return open_model(config.model, torch.device("cpu")).spec.crop
+    if config.image_size is None and config.checkpoint is not None:
+        return image_size_of(read_network(config.checkpoint, config.which))
+    return config.image_size or IMAGE_SIZE
 
 
 def _precisions(network: BackboneConfig | Path, config: ThroughputConfig) -> tuple[Precision, ...]:
@@ -159,11 +161,34 @@ def _precisions(network: BackboneConfig | Path, config: ThroughputConfig) -> tup
     return ("own",) if isinstance(network, Path) else config.precisions
 
 
-def _in_own_process(job: Job) -> list[dict[str, Any]]:  # JSON
-    """Measure a job in a fresh process; if the system ends it, say so."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        try:
-            return pool.submit(run, job).result()
-        except BrokenProcessPool:
-            case = {"name": job.name, "precision": job.precision, "batch": job.batches[-1]}
-            return [{**case, "error": "process was ended; out of memory?"}]
+def in_own_process(job: Job) -> Iterator[dict[str, Any]]:  # JSON
+    """Measure a job in a fresh process, case by case; if the system ends it, say at which."""
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_hand_over, args=(job, sender), daemon=True)
+    process.start()
+    sender.close()
+    num_cases = 0
+    try:
+        while isinstance(case := receiver.recv(), dict):
+            yield case
+            num_cases += 1
+        if isinstance(case, Exception):
+            raise case
+    except EOFError:
+        unmeasured = case_of(job, job.batches[min(num_cases, len(job.batches) - 1)])
+        yield unmeasured | {"error": "process was ended; out of memory?"}
+    finally:
+        process.terminate()
+        process.join()
+        receiver.close()
+
+
+def _hand_over(job: Job, sender: Connection) -> None:
+    """Send each case as soon as it is measured, then None, or what went wrong."""
+    try:
+        for case in run(job):
+            sender.send(case)
+        sender.send(None)
+    except Exception as error:  # for the one who asked to raise
+        sender.send(error)

@@ -8,7 +8,7 @@ Shapes: S the side of the square that the network sees.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,27 +49,31 @@ class Job:
     compiled: bool
 
 
-def run(job: Job) -> list[dict[str, Any]]:  # JSON
+def run(job: Job) -> Iterator[dict[str, Any]]:  # JSON
     """Measure a job in this process; a batch that does not fit the memory ends it."""
     ask, side = _open(job)
     device = torch.device(job.device)
-    cases = []
     for batch in job.batches:
-        case: dict[str, Any] = {"name": job.name, "precision": job.precision, "batch": batch}
-        cases.append(case)
         try:
             seconds = _time(ask, _input(job, batch, side), job.repeats, device)
-        except torch.OutOfMemoryError:
-            case["error"] = "out of memory"
-            break
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            yield case_of(job, batch) | {"error": "out of memory"}
+            return
         median = statistics.median(seconds)
-        case |= {
+        yield case_of(job, batch) | {
             "images_per_s": batch / median,
             "fastest_images_per_s": batch / min(seconds),
             "slowest_images_per_s": batch / max(seconds),
-            "peak_mb": peak_mb(device),
+            # torch does not know what ONNX Runtime takes of a device.
+            "peak_mb": None if _is_file_on_device(job) else peak_mb(device),
         }
-    return cases
+
+
+def case_of(job: Job, batch: int) -> dict[str, Any]:  # JSON
+    """Name a measurement."""
+    return {"name": job.name, "precision": job.precision, "batch": batch}
 
 
 def device_name(device: torch.device) -> str:
@@ -86,6 +90,16 @@ def peak_mb(device: torch.device) -> float | None:
         return torch.cuda.max_memory_allocated(device) / 1e6
     lines = _lines(Path("/proc/self/status"))
     return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if "VmHWM" in line), None)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell what torch raises for want of memory; on a CPU it has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _is_file_on_device(job: Job) -> bool:
+    """Tell whether a model file runs on something else than a CPU."""
+    return isinstance(job.network, Path) and job.device != "cpu"
 
 
 def _lines(path: Path) -> list[str]:

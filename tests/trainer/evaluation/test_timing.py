@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from tests.conftest import TINY
@@ -13,7 +14,7 @@ def job(network, **options):
 
 
 def test_every_batch_has_its_speed_and_memory():
-    cases = run(job(TINY))
+    cases = list(run(job(TINY)))
     assert [case["batch"] for case in cases] == [1, 3]
     for case in cases:
         fastest, slowest = case["fastest_images_per_s"], case["slowest_images_per_s"]
@@ -26,10 +27,23 @@ def test_model_file_is_timed_at_its_own_size(model_path):
     assert case["images_per_s"] > 0
 
 
-def test_what_does_not_fit_ends_the_batches_and_is_said(monkeypatch):
+CPU_IS_FULL = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), CPU_IS_FULL])
+def test_what_does_not_fit_ends_the_batches_and_is_said(error, monkeypatch):
     def full(*_):
-        raise torch.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(timing, "_time", full)
     (case,) = run(job(TINY))
     assert case["error"] == "out of memory"
+
+
+def test_other_faults_are_not_taken_for_want_of_memory(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(timing, "_time", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        list(run(job(TINY)))
