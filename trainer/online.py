@@ -36,6 +36,10 @@ EVALUATION_STREAM = 6
 """First word of the seed of the choice of images."""
 
 
+Rows = dict[str, Tensor]
+"""Pooled features and labels of batches: `features/N` (B, C) and `labels/N` (B,)."""
+
+
 class Labelled(NamedTuple):
     """This process's share of some images, and their classes' numbers in training, -1 for none."""
 
@@ -92,9 +96,13 @@ class Examiner:
         """
         assert self._queries is not None
         with evaluating(backbone):
-            metrics = self._correspondence(backbone, self._queries)
+            of_queries: Rows = {}
+            metrics = self._correspondence(backbone, self._queries, of_queries)
             if self._bank is not None:
-                metrics |= self._knn(backbone, self._queries, self._bank)
+                of_bank: Rows = {}
+                for squares, features in self._run_all(backbone, self._bank):
+                    _keep(of_bank, self._bank, squares, features)
+                metrics |= self._knn(of_queries, of_bank)
         return metrics
 
     def _share(self, source: Source, indices: list[int]) -> Labelled:
@@ -105,10 +113,13 @@ class Examiner:
         labels = [numbers.get(names[source.label(i)], -1) for i in mine]
         return Labelled(SquareDataset(source, mine, self._spec), labels)
 
-    def _correspondence(self, backbone: nn.Module, queries: Labelled) -> dict[str, float]:
-        """Average over the images of all processes."""
+    def _correspondence(
+        self, backbone: nn.Module, queries: Labelled, rows: Rows
+    ) -> dict[str, float]:
+        """Average over the images of all processes; adds what k-NN wants of this one's to rows."""
         sums = torch.zeros(4)
         for squares, features in self._run_all(backbone, queries):
+            _keep(rows, queries, squares, features)
             numbers = [queries.dataset.indices[position] for position in squares.positions]
             copies = correspondence.mirrored_copies(squares.pixels, numbers)
             found = correspondence.measure(
@@ -125,31 +136,16 @@ class Examiner:
             "eval_correspondence_next": following / count,
         }
 
-    def _knn(self, backbone: nn.Module, queries: Labelled, bank: Labelled) -> dict[str, float]:
+    def _knn(self, of_queries: Rows, of_bank: Rows) -> dict[str, float]:
         """Collect the features of all processes and let neighbours vote."""
-        of_queries, labels = self._pooled(backbone, queries)
-        of_bank, bank_labels = self._pooled(backbone, bank)
+        queries, labels = _of_all_processes(of_queries)
+        bank, bank_labels = _of_all_processes(of_bank)
         if not len(labels) or not len(bank_labels):
             return {}
         votes = knn.votes(
-            of_queries, of_bank, bank_labels, k=NUM_NEIGHBOURS, num_classes=len(self._classes)
+            queries, bank, bank_labels, k=NUM_NEIGHBOURS, num_classes=len(self._classes)
         )
         return {"eval_knn": knn.top1(votes, labels)}
-
-    def _pooled(self, backbone: nn.Module, images: Labelled) -> tuple[Tensor, Tensor]:
-        """Give pooled features (N, C) and labels (N,) of the labelled images of all processes."""
-        rows: dict[str, Tensor] = {}
-        for number, (squares, features) in enumerate(self._run_all(backbone, images)):
-            rows[f"features/{number}"] = features.pooled.float().cpu()
-            labels = [images.labels[position] for position in squares.positions]
-            rows[f"labels/{number}"] = torch.tensor(labels)
-        of_all = distributed.gather_states(rows)
-        labels_of_all = [x for name, x in of_all.items() if "/labels/" in name]
-        if not labels_of_all:
-            return torch.empty(0), torch.empty(0, dtype=torch.int64)
-        every = torch.cat(labels_of_all)
-        features_of_all = torch.cat([x for name, x in of_all.items() if "/features/" in name])
-        return features_of_all[every >= 0], every[every >= 0]
 
     def _run_all(self, backbone: nn.Module, images: Labelled) -> Iterator[tuple[Squares, Features]]:
         """Run this process's share of some images."""
@@ -163,6 +159,25 @@ class Examiner:
         on_device = pixels.to(self._device)
         features: Features = backbone(normalize(on_device, self._spec.mean, self._spec.std))
         return features
+
+
+def _keep(rows: Rows, images: Labelled, squares: Squares, features: Features) -> None:
+    """Add a batch's pooled features and labels to rows."""
+    number = len(rows) // 2
+    rows[f"features/{number}"] = features.pooled.float().cpu()
+    labels = [images.labels[position] for position in squares.positions]
+    rows[f"labels/{number}"] = torch.tensor(labels)
+
+
+def _of_all_processes(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Give pooled features (N, C) and labels (N,) of the labelled images of all processes."""
+    of_all = distributed.gather_states(rows)
+    labels_of_all = [x for name, x in of_all.items() if "/labels/" in name]
+    if not labels_of_all:
+        return torch.empty(0), torch.empty(0, dtype=torch.int64)
+    every = torch.cat(labels_of_all)
+    features_of_all = torch.cat([x for name, x in of_all.items() if "/features/" in name])
+    return features_of_all[every >= 0], every[every >= 0]
 
 
 def _shuffled(count: int, seed: int) -> list[int]:

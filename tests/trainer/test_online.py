@@ -128,3 +128,21 @@ def test_missing_folder_for_evaluation_is_refused(images, tmp_path):
     settings = config(tmp_path, evaluate_path=str(Path(tmp_path) / "none"))
     with pytest.raises(FileNotFoundError, match="none"):
         Examiner(settings, open_source(str(images)), CPU)
+
+
+class Counting(Brightness):
+    """Counts the images that it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown = 0
+
+    def forward(self, images):
+        self.shown += len(images)
+        return super().forward(images)
+
+
+def test_no_image_is_run_twice(images, tmp_path):
+    examiner, backbone = Examiner(config(tmp_path), open_source(str(images)), CPU), Counting()
+    examiner.measure(backbone)
+    assert backbone.shown == 6 + 6 + 24  # queries, their copies, the bank

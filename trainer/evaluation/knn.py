@@ -5,7 +5,7 @@ The bank is looked at part by part, so memory does not grow with it.
 Shapes: N queries, M images of the bank, C features, k neighbours, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,8 @@ from torch.nn import functional as F
 TEMPERATURE = 0.07
 """Divides the cosines in the votes' exponent."""
 
-_CHUNK = 4096
+_QUERIES, _IMAGES = 1024, 16_384
+"""How many of each are compared at once: the choice of the best costs more than the products."""
 
 
 class Neighbours(NamedTuple):
@@ -38,7 +39,7 @@ def neighbours(queries: Tensor, bank: Sequence[Tensor], k: int) -> Neighbours:
         bank: Parts (m, C) of M images, of any length.
         k: How many.
     """
-    found = [_neighbours(some, bank, k) for some in torch.split(queries, _CHUNK)]
+    found = [_neighbours(some, bank, k) for some in torch.split(queries, _QUERIES)]
     return Neighbours(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
@@ -75,7 +76,7 @@ def _neighbours(queries: Tensor, bank: Sequence[Tensor], k: int) -> Neighbours:
     queries = F.normalize(queries.float(), dim=-1)
     best = Neighbours(queries.new_empty(len(queries), 0), torch.empty(len(queries), 0).long())
     first = 0
-    for chunk in (chunk for part in bank for chunk in torch.split(part, _CHUNK)):
+    for chunk in _chunks(bank):
         cosines = queries @ F.normalize(chunk.float(), dim=-1).T  # (n, m)
         top, places = cosines.topk(min(k, len(chunk)), dim=-1)
         cosines = torch.cat([best.cosines, top], dim=1)
@@ -84,3 +85,15 @@ def _neighbours(queries: Tensor, bank: Sequence[Tensor], k: int) -> Neighbours:
         best = Neighbours(kept, indices.gather(1, places))
         first += len(chunk)
     return best
+
+
+def _chunks(bank: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Give the rows of all parts in pieces of at most `_IMAGES`."""
+    held: list[Tensor] = []
+    for piece in (piece for part in bank for piece in torch.split(part, _IMAGES)):
+        if held and sum(map(len, held)) + len(piece) > _IMAGES:
+            yield torch.cat(held)
+            held = []
+        held.append(piece)
+    if held:
+        yield torch.cat(held)

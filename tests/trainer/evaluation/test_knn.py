@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.evaluation.knn import top1, votes
+from trainer.evaluation import knn
+from trainer.evaluation.knn import neighbours, top1, votes
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "knn.npz"
 
@@ -37,3 +38,15 @@ def test_more_neighbours_than_images_are_all_images():
     found = votes(torch.tensor([[1.0, 0, 0]]), bank, labels, k=20, num_classes=2)
     expected = torch.tensor([[np.exp(1 / 0.07), 2.0]], dtype=torch.float32)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_bank_in_parts_is_as_good_as_whole(monkeypatch):
+    torch.manual_seed(0)
+    queries, bank = torch.randn(7, 5), torch.randn(40, 5)
+    whole = neighbours(queries, [bank], 6)
+    monkeypatch.setattr(knn, "_IMAGES", 9)
+    monkeypatch.setattr(knn, "_QUERIES", 2)
+    for sizes in ([40], [3] * 13 + [1], [20, 1, 19]):
+        found = neighbours(queries, torch.split(bank, sizes), 6)
+        assert torch.equal(found.indices, whole.indices)
+        torch.testing.assert_close(found.cosines, whole.cosines)
