@@ -123,10 +123,17 @@ def read_checkpoint(
             backbone=replace(config, drop_path=0.0) if network == "teacher" else config,
             head=recognise_head(state, "head."),
             head_dense=recognise_head(state, "head_dense."),
-            about={"file": path.name, "network": network, "epoch": content.get("epoch")},
+            about={"file": path.name, "network": network, "epoch": _whole(content.get("epoch"))},
         )
         _check_fit(weights)
     return weights
+
+
+def _whole(number: object) -> int | None:
+    """Give a whole number as JSON has it, whatever class holds it; None if it is none."""
+    if isinstance(number, Tensor) and number.numel() == 1:
+        number = number.item()
+    return int(number) if isinstance(number, int | np.integer) else None
 
 
 def read_centers(path: Path) -> dict[str, Tensor]:

@@ -192,6 +192,15 @@ def test_numpy_scalars_load_under_their_new_name(tmp_path, tiny_backbone):
     assert read_weights(path).backbone.dim == 8
 
 
+@pytest.mark.parametrize(
+    ("epoch", "known"), [(np.int64(3), 3), (torch.tensor(3), 3), (None, None), ("last", None)]
+)
+def test_what_is_known_of_a_checkpoint_is_json(tmp_path, tiny_backbone, epoch, known):
+    path = tmp_path / "a.pth"
+    torch.save({"epoch": epoch, "teacher": tiny_backbone.state_dict()}, path)
+    assert read_weights(path).about == {"file": "a.pth", "network": "teacher", "epoch": known}
+
+
 @pytest.mark.parametrize("name", ["none.pth", "none.safetensors"])
 def test_missing_file_is_named(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=name):

@@ -195,6 +195,7 @@ def test_idx_files_become_classes_with_the_published_split(tmp_path, idx_folder)
         ("train-labels-idx1-ubyte", idx(np.full(6, 10)), "10 class names do not agree"),
         ("train-labels-idx1-ubyte", idx(np.zeros(5)), "6 images, 5 labels"),
         ("train-images-idx3-ubyte.gz", b"no gzip", "damaged"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(bytes(99))[:10] + b"\xff" * 30, "damaged"),
     ],
 )
 def test_idx_files_that_are_damaged_are_refused(tmp_path, idx_folder, name, data, message, capsys):
@@ -293,6 +294,8 @@ def test_a_torchvision_set_on_disk_becomes_a_folder(tmp_path, idx_folder):
         (("--set", "SVHN", "--train-split", "x"), "Unknown value 'x'"),
         (("--set", "EuroSAT"), "EuroSAT is not in"),
         (("--set", "CocoDetection"), "opens otherwise"),
+        (("--set", "EMNIST", "--train-split", "digits"), "EMNIST does not name its parts by split"),
+        (("--set", "DTD", "--val-split", "train"), "train_split and val_split are both 'train'"),
     ],
 )
 def test_a_torchvision_set_that_is_not_there_is_refused(tmp_path, words, message, capsys):

@@ -140,7 +140,7 @@ def _named(path: str, config: ImagesConfig, labels: Labels) -> tuple[Chosen, lis
         names = [*source.index.classes, ""]  # the label -1 of an image without class finds ""
         texts = [names[source.label(i)] for i in images.indices]
     else:
-        records = read_records(path, source)
+        records = read_records(path, source, [labels.column])
         check_column(records, labels.column)
         texts = [records[i][labels.column] for i in images.indices]
     if labels.are_many:

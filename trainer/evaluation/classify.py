@@ -1,5 +1,6 @@
 """k-NN classification of a data set: the published protocol from images to numbers."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from trainer.evaluation.features import Rows
 from trainer.evaluation.knn import neighbours, vote
 from trainer.evaluation.metrics import mean_per_class, roc_auc
 from trainer.evaluation.subject import Subject
+from trainer.expect import expect
 
 LEAST_TEMPERATURE = 0.02
 """Below it, votes overflow."""
@@ -61,11 +63,12 @@ def check(config: KnnConfig) -> None:
     Raises:
         ValueError: if there are some.
     """
-    if not config.k or min(config.k) < 1 or config.temperature < LEAST_TEMPERATURE:
-        raise ValueError(
-            f"k is {config.k}, temperature {config.temperature}, expected 1 or more and "
-            f"{LEAST_TEMPERATURE} or more"
-        )
+    expect(min(config.k, default=0) >= 1, "1 or more", k=config.k)
+    expect(
+        LEAST_TEMPERATURE <= config.temperature < math.inf,
+        f"{LEAST_TEMPERATURE} or more",
+        temperature=config.temperature,
+    )
 
 
 def collect_votes(

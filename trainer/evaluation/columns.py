@@ -5,13 +5,16 @@ A manifest is a file `manifest.csv` with a column `path`, relative to its folder
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from trainer.data.sources import Source
 
 MANIFEST = "manifest.csv"
+OF_NAMES = frozenset(("path", "class", "stem", "tail"))
+"""Columns of every image, read from its name."""
+
 Record = Mapping[str, str]
 """Column to value, of one image."""
 
@@ -50,18 +53,23 @@ def select(records: Sequence[Record], conditions: Sequence[Condition]) -> list[i
     ]
 
 
-def read_records(path: str, source: Source) -> list[Record]:
-    """Give the columns of all images of a source; path is what it was opened with.
+def read_records(path: str, source: Source, wanted: Iterable[str]) -> list[Record]:
+    """Give the columns of all images of a source.
+
+    Args:
+        path: What it was opened with.
+        source: The images.
+        wanted: Columns that will be asked for; where names have them all, no manifest is read.
 
     Raises:
         ValueError: if the manifest is unreadable or lacks an image.
     """
     own: list[Record] = [_own(source, i) for i in range(len(source))]
+    if OF_NAMES.issuperset(wanted):
+        return own
     folder = Path(path)
-    for manifest, prefix in (
-        (folder / MANIFEST, ""),
-        (folder.parent / MANIFEST, f"{folder.resolve().name}/"),
-    ):
+    name = folder.stem if folder.is_file() else folder.resolve().name  # train.zip holds train/
+    for manifest, prefix in ((folder / MANIFEST, ""), (folder.parent / MANIFEST, f"{name}/")):
         if manifest.is_file():
             rows = _read_manifest(manifest)
             missing = next((r["path"] for r in own if prefix + r["path"] not in rows), None)
@@ -93,7 +101,7 @@ def _own(source: Source, i: int) -> dict[str, str]:
 def _read_manifest(path: Path) -> dict[str, dict[str, str]]:
     """Read a manifest by path; every line must have all columns."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
             rows = list(csv.DictReader(file))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no readable CSV: {error}") from error

@@ -128,7 +128,7 @@ class RetrievalConfig(ImagesConfig):
             without `--across`, each image is looked for among all the others.
         identity: Column that says what a picture is of; images where it is empty are left out.
         across: Column by which the images are parted: each part is looked for in each other, and
-            the mean over these pairs is given.
+            the mean over these pairs is given; images where it is empty are left out.
         where: Conditions on all images.
         ask: Conditions on the queries.
         k: How many of the nearest may hold a right one.

@@ -149,7 +149,7 @@ def extract(
 
 
 def images_digest(source: Source, indices: Sequence[int]) -> str:
-    """Digest which images are meant: their names, and size and time of change of their files."""
+    """Digest which images are meant: their names, and what the system says of their files."""
     index, sha = source.index, hashlib.sha256()
     in_folder = source.medium == "folder"
     for file in index.files:
@@ -164,12 +164,12 @@ def images_digest(source: Source, indices: Sequence[int]) -> str:
 
 
 def _stamp(file: str) -> str:
-    """Give size and time of change of a file; a missing one is another matter."""
+    """Give size, time of change and permissions of a file; a missing one is another matter."""
     try:
         status = os.stat(file)  # noqa: PTH116  # as above
     except OSError:
         return "missing"
-    return f"{status.st_size} {status.st_mtime_ns}"
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_mode:o}"
 
 
 def _make(

@@ -7,6 +7,7 @@ Shapes: N samples, D features, K classes.
 """
 
 import copy
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ from trainer.evaluation.metrics import map11, mean_per_class, mean_roc_auc
 from trainer.evaluation.progress import show_progress
 from trainer.evaluation.sgd import Plan, Probe, train_probes
 from trainer.evaluation.subject import Subject
+from trainer.expect import expect
 
 VALIDATION_STREAM = 9
 """First word of the seed of the choice of validation images; crops have 8."""
@@ -82,13 +84,12 @@ def check(config: LinearConfig) -> None:
     Raises:
         ValueError: if there are some.
     """
-    if not config.base_lr or min(config.base_lr) <= 0 or min(config.epochs, config.sgd_batch) < 1:
-        raise ValueError(
-            f"base-lr is {config.base_lr}, epochs {config.epochs}, sgd-batch {config.sgd_batch}, "
-            "expected over 0, 1 or more and 1 or more"
-        )
-    if not 0 < config.validation < 1:
-        raise ValueError(f"validation is {config.validation}, expected a share between 0 and 1")
+    expect(len(config.base_lr) >= 1, "one or more", base_lr=config.base_lr)
+    for base_lr in config.base_lr:
+        expect(0 < base_lr < math.inf, "over 0", base_lr=base_lr)
+    expect(config.epochs >= 1, "1 or more", epochs=config.epochs)
+    expect(config.sgd_batch >= 1, "1 or more", sgd_batch=config.sgd_batch)
+    expect(0 < config.validation < 1, "a share between 0 and 1", validation=config.validation)
     if config.multi_label and config.labels == "class":
         raise ValueError("--multi-label needs --labels: a folder is one class")
 

@@ -67,8 +67,13 @@ def map11(scores: Tensor, targets: Tensor) -> float:
     Args:
         scores: (N, K).
         targets: (N, K) bool; classes that none have do not count.
+
+    Raises:
+        ValueError: if no class counts.
     """
     columns = targets.any(0).nonzero().flatten().tolist()
+    if not columns:
+        raise ValueError(f"mAP needs positives of a class; {len(targets)} images have none")
     return sum(_average_precision11(scores[:, k], targets[:, k]) for k in columns) / len(columns)
 
 

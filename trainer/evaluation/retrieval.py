@@ -152,7 +152,9 @@ def _open(
 ) -> Opened:
     """Give the embeddings of the images of a path that count; new identities get a number."""
     source = open_images(path)
-    records = read_records(path, source)
+    conditions = [parse_condition(text) for text in (*config.where, *config.ask)]
+    columns = [*filter(None, (config.identity, config.across)), *(c.column for c in conditions)]
+    records = read_records(path, source, columns)
     for column in filter(None, (config.identity, config.across)):
         check_column(records, column)
     classes = source.index.classes
@@ -194,7 +196,7 @@ def _pairs(
         yield Pair(("queries", "gallery"), queries.pictures.of(asked), gallery.pictures)
         return
     values = [record[config.across] for record in gallery.records]
-    for one, other in itertools.permutations(sorted(set(values)), 2):
+    for one, other in itertools.permutations(sorted(set(values) - {""}), 2):
         some = [i for i in asked if values[i] == one]
         shown = [i for i, value in enumerate(values) if value == other]
         yield Pair((one, other), gallery.pictures.of(some), gallery.pictures.of(shown))

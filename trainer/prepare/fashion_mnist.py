@@ -6,6 +6,7 @@ axis's length as a big-endian uint32, then the numbers (https://yann.lecun.com/e
 
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def read_idx(folder: Path, name: str, *, axes: int) -> NDArray[np.uint8]:
         raise FileNotFoundError(f"{folder} has neither {name}.gz nor {name}")
     try:
         data = gzip.decompress(zipped.read_bytes()) if zipped.exists() else plain.read_bytes()
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{zipped} is damaged: {error}") from error
     if data[:4] != bytes((0, 0, 8, axes)):
         raise ValueError(f"{folder / name} does not begin as an IDX file of bytes, {axes} axes")

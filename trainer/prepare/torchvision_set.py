@@ -52,7 +52,14 @@ class TorchvisionSet(Request):
     def _names(self) -> list[tuple[str, Split | None]]:
         """Name the set's parts, and the split that each becomes; what has no parts is split."""
         parameters = _parameters(self.set)
+        if "split" in parameters and "kwargs" in parameters:  # EMNIST: `train` is among them
+            raise ValueError(
+                f"{self.set} does not name its parts by split; its IDX files are read by "
+                "`fashion-mnist --source`"
+            )
         if "split" in parameters:
+            if self.train_split == self.val_split:
+                raise ValueError(f"train_split and val_split are both {self.val_split!r}")
             return [(self.train_split, "train"), (self.val_split, "val")]
         return [("train", "train"), ("test", "val")] if "train" in parameters else [("all", None)]
 

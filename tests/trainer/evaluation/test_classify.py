@@ -55,7 +55,16 @@ def test_few_images_of_two_classes_are_classified():
     assert "roc_auc" not in score(votes[1], torch.tensor([1, 1, 1]), 2)
 
 
-@pytest.mark.parametrize("options", [{"k": ()}, {"k": (0,)}, {"temperature": 0.001}])
-def test_numbers_that_make_no_sense_are_refused(options):
-    with pytest.raises(ValueError, match="expected 1 or more"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": ()}, r"k is \(\), expected 1 or more"),
+        ({"k": (0,)}, r"k is \(0,\), expected 1 or more"),
+        ({"temperature": 0.001}, "temperature is 0.001, expected 0.02 or more"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         check(KnnConfig(data="", **options))

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from tests.trainer.pictures import fill_folder, picture
@@ -12,8 +14,8 @@ def images(tmp_path):
     return fill_folder(tmp_path, 2)
 
 
-def records(path):
-    return read_records(str(path), open_source(str(path)))
+def records(path, wanted=("vendor",)):
+    return read_records(str(path), open_source(str(path)), wanted)
 
 
 def test_names_say_class_stem_and_tail(tmp_path):
@@ -71,3 +73,22 @@ def test_condition_without_column_or_sign_is_refused(text):
 def test_unknown_column_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match="no column 'c'; there are a, b"):
         check_column([{"b": "", "a": ""}], "c")
+
+
+def test_a_manifest_that_a_spreadsheet_wrote_is_read(images):
+    (images / "manifest.csv").write_text(MANIFEST, encoding="utf-8-sig")
+    assert [r["vendor"] for r in records(images)] == ["a", "b"]
+
+
+def test_no_manifest_is_read_for_what_names_say(images):
+    (images / "manifest.csv").write_text("of,something,else\n")
+    assert [r["class"] for r in records(images, ["class", "stem"])] == ["cat", "dog"]
+
+
+def test_an_archive_has_the_lines_of_the_folder_that_it_is_of(images, tmp_path):
+    lines = MANIFEST.replace("cat/", "train/cat/").replace("dog/", "train/dog/")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "manifest.csv").write_text(lines)
+    archive = shutil.make_archive(str(folder / "train"), "zip", images)
+    assert {r["class"]: r["vendor"] for r in records(archive)} == {"cat": "a", "dog": "b"}

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,3 +148,12 @@ def test_digest_of_a_missing_file_is_another(source, tmp_path):
     first = images_digest(source, [0])
     (tmp_path / "images" / source.name(0)).unlink()
     assert images_digest(source, [0]) != first
+
+
+def test_images_that_may_be_read_now_are_other_images(source):
+    before = images_digest(source, range(20))
+    path = Path(source.index.files[0]) / source.name(3)
+    path.chmod(0)
+    assert images_digest(source, range(20)) != before
+    path.chmod(0o644)
+    assert images_digest(source, range(20)) == before

@@ -77,10 +77,12 @@ def test_test_images_of_one_class_have_no_auc():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"base_lr": ()}, "base-lr is"),
-        ({"base_lr": (0.1, -1.0)}, "base-lr is"),
-        ({"epochs": 0}, "epochs 0"),
-        ({"sgd_batch": 0}, "sgd-batch 0"),
+        ({"base_lr": ()}, r"base_lr is \(\)"),
+        ({"base_lr": (0.1, -1.0)}, "base_lr is -1.0, expected over 0"),
+        ({"base_lr": (float("nan"),)}, "base_lr is nan"),
+        ({"base_lr": (float("inf"),)}, "base_lr is inf"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"sgd_batch": 0}, "sgd_batch is 0"),
         ({"validation": 1.0}, "between 0 and 1"),
         ({"multi_label": True}, "needs --labels"),
     ],

@@ -53,3 +53,8 @@ def test_map11_equals_the_written_out():
 def test_map11_of_perfect_scores_is_one():
     targets = torch.eye(5).bool()
     assert map11(torch.eye(5), targets) == 1
+
+
+def test_map11_of_no_positive_is_refused():
+    with pytest.raises(ValueError, match="mAP needs positives"):
+        map11(torch.rand(3, 2), torch.zeros(3, 2, dtype=torch.bool))

@@ -114,6 +114,12 @@ def test_across_a_column_both_ways_with_conditions(tmp_path):
     held_out = ask(tmp_path, **options, ask=("split=val",))
     assert [d["queries"] for d in held_out["directions"]] == [1, 0]
     assert held_out["recall_at_1"] == 1
+    lines[3] = lines[3].replace(",a,", ",,")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    unsaid = ask(tmp_path, **options)["directions"]
+    assert [(d["queries_from"], d["gallery"]) for d in unsaid] == [("a", 3), ("b", 2)]
+    lines[3] = lines[3].replace(",,", ",a,")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
     fewer = ask(tmp_path, **options, where=("concept!=cat",))
     assert [d["gallery"] for d in fewer["directions"]] == [2, 2]
 
