@@ -16,6 +16,8 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainer.config import ComputeConfig
+from trainer.devices import choose_device
 from trainer.evaluation.choice import Labels, open_split
 from trainer.evaluation.config import LinearConfig
 from trainer.evaluation.features import PART, Rows
@@ -48,6 +50,7 @@ class Task(NamedTuple):
     test: Rows
     test_targets: Tensor
     num_classes: int
+    device: torch.device
 
 
 def measure_linear(config: LinearConfig, subject: Subject) -> dict[str, Any]:  # JSON
@@ -62,7 +65,8 @@ def measure_linear(config: LinearConfig, subject: Subject) -> dict[str, Any]:  #
     train = subject.features(split.train, "last_blocks", name="train")
     test = subject.features(split.test, "last_blocks", name="test")
     targets = split.train_targets[train.positions], split.test_targets[test.positions]
-    task = Task(train, targets[0], test, targets[1], len(split.classes))
+    device = choose_device(ComputeConfig(device=config.device))
+    task = Task(train, targets[0], test, targets[1], len(split.classes), device)
     answer: dict[str, Any] = {
         "train_images": len(train),
         "test_images": len(test),
@@ -96,7 +100,7 @@ def check(config: LinearConfig) -> None:
 
 def run_sgd(task: Task, config: LinearConfig, console: Console) -> dict[str, Any]:  # JSON
     """Train by the published SGD; report each learning rate's last epoch and its best."""
-    plan = Plan(config.base_lr, config.epochs, config.sgd_batch, config.seed)
+    plan = Plan(config.base_lr, config.epochs, config.sgd_batch, config.seed, task.device)
     steps = config.epochs * -(-len(task.train) // config.sgd_batch)
     best: dict[float, tuple[float, Probe]] = {}
     with show_progress(console, "SGD", steps, "updates") as advance:
@@ -126,7 +130,7 @@ def run_lbfgs(task: Task, config: LinearConfig, console: Console) -> dict[str, A
     kept[places] = False
     learnt = _samples(task, kept.nonzero().flatten())
     held_out = _samples(task, places)
-    start = zero(scale_of(learnt.parts), task.num_classes)
+    start = zero(scale_of(learnt.parts), task.num_classes, task.device)
     solved: dict[float, Linear] = {}
     with show_progress(console, "L-BFGS", _MOST_FITS, "fits") as advance:
 
@@ -139,7 +143,7 @@ def run_lbfgs(task: Task, config: LinearConfig, console: Console) -> dict[str, A
         asked = search(score)
         strength = best_strength(asked)
         everything = Samples(task.train.parts, task.train_targets)
-        fresh = zero(scale_of(everything.parts), task.num_classes)
+        fresh = zero(scale_of(everything.parts), task.num_classes, task.device)
         found = fit(everything, fresh, strength)
         advance(1)
     return {
@@ -207,5 +211,6 @@ def _samples(task: Task, places: Tensor) -> Samples:
 
 @torch.no_grad()
 def _scores(probe: Probe, rows: Rows) -> Tensor:
-    """Give a probe's (N, K) logits."""
-    return torch.cat([probe.layer(part) for part in rows.parts])
+    """Give a probe's (N, K) logits, on the CPU."""
+    device = probe.layer.weight.device
+    return torch.cat([probe.layer(part.to(device)).cpu() for part in rows.parts])

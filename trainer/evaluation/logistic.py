@@ -1,7 +1,8 @@
 """Logistic regression by L-BFGS, and the search for the strength of its L2 penalty.
 
 The features stay as they are, in parts: what standardises them is folded into the weights, and sums
-run over the parts, so nothing of the size of the features is made.
+run over the parts, one after the other on the device of the weights, so nothing of the size of the
+features is made.
 
 Shapes: N samples, D features, K classes.
 """
@@ -19,6 +20,8 @@ MAX_ITERATIONS = 1000
 
 STRENGTHS = tuple(10.0 ** (-6 + step / 8) for step in range(97))
 """Eight a decade from 1e-6 to 1e6."""
+
+CPU = torch.device("cpu")
 
 _FIRST_STEP = 16
 _HISTORY = 10
@@ -55,9 +58,10 @@ class Linear:
     scale: Scale
 
     def scores(self, parts: Sequence[Tensor]) -> Tensor:
-        """Give (N, K) float32 logits of features as they are."""
+        """Give (N, K) float32 logits of features as they are, on the CPU."""
         weight, bias = _folded(self)
-        return torch.cat([torch.addmm(bias, part, weight.T) for part in parts])
+        there = (part.to(weight.device) for part in parts)
+        return torch.cat([torch.addmm(bias, part, weight.T).cpu() for part in there])
 
 
 def scale_of(parts: Sequence[Tensor]) -> Scale:
@@ -69,10 +73,10 @@ def scale_of(parts: Sequence[Tensor]) -> Scale:
     return Scale(mean, std.where(std > 1e-6 * mean.abs().clamp(min=1e-6), 1.0))
 
 
-def zero(scale: Scale, num_classes: int) -> Linear:
-    """Give the weights to begin with."""
-    weight = torch.zeros(num_classes, len(scale.mean), dtype=torch.float64)
-    return Linear(weight, weight[:, 0].clone(), scale)
+def zero(scale: Scale, num_classes: int, device: torch.device = CPU) -> Linear:
+    """Give the weights to begin with, on the device where they will be fitted."""
+    weight = torch.zeros(num_classes, len(scale.mean), dtype=torch.float64, device=device)
+    return Linear(weight, weight[:, 0].clone(), Scale(*(x.to(device) for x in scale)))
 
 
 def fit(samples: Samples, start: Linear, strength: float) -> Linear:
@@ -148,12 +152,13 @@ def _folded(linear: Linear) -> tuple[Tensor, Tensor]:
 def _loss_and_gradient(samples: Samples, at: Linear) -> tuple[Tensor, Tensor, Tensor]:
     """Give the mean cross-entropy and its gradient by weights (K, D) and biases (K,), float64."""
     weight, bias = _folded(at)
-    loss, by_logits_sum = torch.zeros((), dtype=torch.float64), torch.zeros_like(at.bias)
+    loss, by_logits_sum = at.bias.new_zeros(()), torch.zeros_like(at.bias)
     by_folded = torch.zeros_like(at.weight)
     sizes = [len(part) for part in samples.parts]
     for part, targets in zip(samples.parts, torch.split(samples.targets, sizes), strict=True):
+        part = part.to(weight.device)
         logits = torch.addmm(bias, part, weight.T)
-        some, by_logits = _cross_entropy(logits, targets)
+        some, by_logits = _cross_entropy(logits, targets.to(weight.device))
         loss += some
         by_logits_sum += by_logits.sum(0)
         by_folded += by_logits.T @ part

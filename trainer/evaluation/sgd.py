@@ -32,12 +32,14 @@ class Plan(NamedTuple):
         epochs: Passes over the rows.
         batch: Rows of an update.
         seed: Of weights and order.
+        device: Where they are trained.
     """
 
     base_lrs: tuple[float, ...]
     epochs: int
     batch: int
     seed: int
+    device: torch.device = torch.device("cpu")
 
 
 def train_probes(
@@ -58,7 +60,8 @@ def train_probes(
         advance: Told of every update.
     """
     generator = torch.Generator().manual_seed(plan.seed)
-    layers = [_layer(rows.parts[0].shape[1], num_classes, generator) for _ in plan.base_lrs]
+    dim = rows.parts[0].shape[1]
+    layers = [_layer(dim, num_classes, generator).to(plan.device) for _ in plan.base_lrs]
     groups = [
         {"params": layer.parameters(), "lr": base_lr * plan.batch / 256}
         for layer, base_lr in zip(layers, plan.base_lrs, strict=True)
@@ -69,8 +72,8 @@ def train_probes(
     wanted = targets if targets.dim() == 1 else targets.float()
     for epoch in range(1, plan.epochs + 1):
         for positions in torch.split(torch.randperm(len(rows), generator=generator), plan.batch):
-            some = rows.take(positions)
-            losses = [criterion(layer(some), wanted[positions]) for layer in layers]
+            some, of_some = (x.to(plan.device) for x in (rows.take(positions), wanted[positions]))
+            losses = [criterion(layer(some), of_some) for layer in layers]
             optimizer.zero_grad()
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]  # torch has no hints here
             optimizer.step()

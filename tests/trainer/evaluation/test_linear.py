@@ -20,7 +20,7 @@ def task(*, are_many=False, noise=0.5):
         features[torch.arange(count), classes] += 2
         targets = torch.eye(3)[classes].bool() if are_many else classes
         sets += [Rows(features.split(64), torch.arange(count), count), targets]
-    return Task(*sets, num_classes=3)
+    return Task(*sets, num_classes=3, device=torch.device("cpu"))
 
 
 def test_both_ways_learn_what_can_be_told_apart():

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from trainer.evaluation.logistic import (
     STRENGTHS,
     Samples,
+    _loss_and_gradient,
     best_strength,
     fit,
     scale_of,
@@ -96,3 +97,12 @@ def test_strengths_are_eight_a_decade():
     assert STRENGTHS[0] == pytest.approx(1e-6)
     assert STRENGTHS[-1] == pytest.approx(1e6)
     assert math.log10(STRENGTHS[8] / STRENGTHS[0]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("are_many", [False, True])
+def test_everything_is_computed_where_the_weights_are(features, are_many):
+    targets = labels_of(features)
+    samples = Samples(features.split(50), F.one_hot(targets, 3).bool() if are_many else targets)
+    start = zero(scale_of(samples.parts), 3, torch.device("meta"))
+    for found in _loss_and_gradient(samples, start):  # of tensors on two devices none comes out
+        assert found.device.type == "meta"
