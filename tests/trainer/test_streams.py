@@ -10,7 +10,7 @@ import torch
 
 from tests.trainer.pictures import picture, write_tar
 from trainer.augment import global_views
-from trainer.data.images import BadImages, ImageRules
+from trainer.data.images import BadImages, ImageRules, TooManyBadImages
 from trainer.data.loader import LoaderConfig, ViewMaker, load_streamed
 from trainer.data.streams import Shards, ViewStream, read_shard
 
@@ -172,5 +172,15 @@ def test_an_answer_that_is_cut_is_asked_for_again(tmp_path, chunked, in_header):
 
 def test_shards_of_which_no_image_can_be_read_end_the_reading(tmp_path):
     path = write_tar(tmp_path / "s.tar", [(f"{n}.jpg", b"no picture") for n in range(4)])
-    with pytest.raises(ValueError, match=r"no image of the shards of pipe:cat .*s\.tar"):
+    with pytest.raises(TooManyBadImages, match=r"none of a reader's images can be read, e\.g\. "):
         take(tmp_path, dealt((f"pipe:cat {path}",), images_per_epoch=40), 0, 1, 0)
+
+
+@pytest.mark.parametrize("num_good", [1, 5])
+def test_few_images_are_read_over_and_over(tmp_path, num_good):
+    bad = [(f"bad-{n}.jpg", b"no picture") for n in range(6)]
+    good = [(f"{n}.jpg", picture(n)) for n in range(num_good)]
+    path = write_tar(tmp_path / "s.tar", [*bad, *good])
+    shards = dealt((f"pipe:cat {path}",), images_per_epoch=60, mix=50)
+    batches = take(tmp_path, shards, 0, 30, 0)
+    assert sum(len(batch.names) for batch in batches) == 60

@@ -28,12 +28,16 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from trainer.data.archives import split_key
 from trainer.data.files import IMAGE_SUFFIXES, MAX_FILE_BYTES
-from trainer.data.images import BAD, BadImages, ImageRules
+from trainer.data.images import BAD, BadImages, ImageRules, TooManyBadImages
 from trainer.data.loader import Sample, ViewMaker
 from trainer.data.sampler import SHARDS_STREAM
 
 _HTTP_TIMEOUT_S = 60
 _WAITS_S = (0.1, 1.0, 10.0)
+
+CERTAIN = 20
+"""Known bad images in a row, for each there is, after which no good one can be among them: were it
+one, it would be missed so often once in e^20 times."""
 
 
 class StreamedImage(NamedTuple):
@@ -152,19 +156,23 @@ class ViewStream(IterableDataset[Sample]):
         """Pass over the good images that an earlier start has used, then make samples.
 
         Raises:
-            ValueError: if these shards hold images, and none of them can be read.
+            TooManyBadImages: if these shards hold images, and none of them can be read.
         """
-        last_good_turn = 0
+        num_passed = 0
         for image in self.shards.images(epoch, *slots):
             if wanted == 0:
                 return
-            if image.turn > last_good_turn + 1:
-                raise ValueError(f"no image of the shards of {image.name} can be read")
             if image.name in self.bad:
+                num_passed += 1
+                if num_passed > self.shards.mix + CERTAIN * len(self.bad.names):
+                    raise TooManyBadImages(
+                        f"none of a reader's images can be read, e.g. {image.name}; "
+                        f"see {self.bad.path}"
+                    )
                 continue
+            num_passed = 0
             if skipped > 0:
                 skipped -= 1
-                last_good_turn = image.turn
                 continue
             self.bad.num_tried += 1
             try:
@@ -173,7 +181,6 @@ class ViewStream(IterableDataset[Sample]):
                 self.bad.add(image.name, str(error))
                 continue
             wanted -= 1
-            last_good_turn = image.turn
             digest = hashlib.blake2b(image.name.encode(errors="surrogateescape"), digest_size=8)
             words = (epoch, image.turn, int.from_bytes(digest.digest()))
             yield self.maker.make(decoded, image.name, words)
