@@ -21,6 +21,10 @@ from trainer.recipes import RECIPES
 Config = TypeVar("Config")
 
 PROG = "python -m trainer.pretrain"
+DESCRIPTION = (
+    "Train a network from images alone: give a recipe, or --config RUN/config.json for that of "
+    "another run, then flags."
+)
 
 _ADVICE = ("For full helptext", "Argument helptext")
 _DETAIL = " " * 9
@@ -55,18 +59,39 @@ def read_arguments(read: Callable[[], Config]) -> Config:
 
 def _read(argv: list[str]) -> PretrainConfig:
     """Let tyro read the arguments over what they begin with."""
-    if argv[:1] == ["--config"]:
-        if len(argv) < 2:
-            raise ValueError("--config wants the file of a config, as RUN/config.json")
-        default = read_config(Path(argv[1]))
-        return tyro.cli(PretrainConfig, default=default, args=argv[2:], prog=PROG)
+    kept, flags = _take_config(argv)
+    if kept is not None:
+        if flags and flags[0] in RECIPES:
+            raise ValueError(f"--config stands in the place of a recipe; given is {flags[0]}, too")
+        return tyro.cli(PretrainConfig, default=read_config(kept), args=flags, prog=PROG)
     if argv and not argv[0].startswith("-") and argv[0] not in RECIPES:
         raise ValueError(f"recipe is {argv[0]!r}, expected one of {', '.join(RECIPES)}")
     recipes = {
         name: (str(recipe.__doc__), recipe(tyro.MISSING, tyro.MISSING))
         for name, recipe in RECIPES.items()
     }
-    return tyro.extras.overridable_config_cli(recipes, args=argv, prog=PROG)
+    return tyro.extras.overridable_config_cli(
+        recipes, args=argv, prog=PROG, description=DESCRIPTION
+    )
+
+
+def _take_config(argv: list[str]) -> tuple[Path | None, list[str]]:
+    """Take `--config FILE` or `--config=FILE` out of the arguments, wherever it stands.
+
+    Raises:
+        ValueError: if it names no file.
+    """
+    for place, word in enumerate(argv):
+        name, equals, file = word.partition("=")
+        if name != "--config":
+            continue
+        rest = argv[place + 1 :]
+        if not equals:
+            file, *rest = rest or [""]
+        if not file:
+            raise ValueError("--config wants the file of a config, as RUN/config.json")
+        return Path(file), argv[:place] + rest
+    return None, argv
 
 
 def in_one_line(box: str) -> str:

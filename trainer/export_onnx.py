@@ -138,6 +138,8 @@ def check(config: ExportConfig) -> None:
         raise ValueError("give either --checkpoint or --untrained")
     if config.untrained and config.arch is None:
         raise ValueError(f"--untrained needs --arch, one of {', '.join(BACKBONES)}")
+    if config.whiten is None and config.whiten_from != ExportConfig.whiten_from:
+        raise ValueError(f"--whiten-from {config.whiten_from} needs --whiten, images to learn from")
     check_image_size(config.image_size)
     if config.out.is_dir():
         raise ValueError(f"{config.out} is a folder, expected the name of a file")

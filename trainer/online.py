@@ -72,6 +72,8 @@ class Examiner:
         source = training if path is None else open_source(path)
         self._queries: Labelled | None = None
         self._bank: Labelled | None = None
+        if source is None and self._every:
+            logger.info("a stream is evaluated on --monitor.evaluate-path only; none is given")
         if source is None or not self._every:
             return
         order = _shuffled(len(source), config.seed)

@@ -82,7 +82,8 @@ def train(run: Run, monitor: Monitor, examiner: Examiner) -> int:
             if code is not None or run.is_at_epoch_end or is_due:
                 is_saved, saved_at = keep(run), time.monotonic()
             if code is not None:
-                logger.info("asked to stop at step %d", state.step)
+                what = "saved; the same command goes on" if is_saved else "not saved"
+                logger.info("asked to stop at step %d: %s", state.step, what)
                 return code if is_saved else 1
     finish(run)
     return 0 if is_saved else 1

@@ -27,7 +27,7 @@ def load_module(prefix: str, module: nn.Module, tensors: Mapping[str, Tensor]) -
     try:
         module.load_state_dict(below(prefix, tensors), strict=True)
     except RuntimeError as error:
-        raise ValueError(f"checkpoint does not fit the {prefix}: {error}") from error
+        raise ValueError(f"checkpoint does not fit the {prefix}: {_first_of(error)}") from error
 
 
 def load_known(prefix: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -44,8 +44,15 @@ def load_known(prefix: str, module: nn.Module, tensors: Mapping[str, Tensor]) ->
     try:
         module.load_state_dict(known, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"checkpoint does not fit the {prefix}: {error}") from error
+        raise ValueError(f"checkpoint does not fit the {prefix}: {_first_of(error)}") from error
     return fresh
+
+
+def _first_of(error: RuntimeError) -> str:
+    """Give the first of torch's reasons, and how many more there are."""
+    _, *reasons = str(error).splitlines()
+    first = reasons[0].strip().rstrip(".") if reasons else str(error)
+    return first if len(reasons) < 2 else f"{first}; and {len(reasons) - 1} more"
 
 
 def optimizer_tensors(

@@ -1,8 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from trainer.command_line import in_one_line, parse
+from trainer.config_file import to_json
 from trainer.recipes import RECIPES
 
 OK = ("smoke", "--data.path", "images", "--out", "run")
@@ -31,6 +33,18 @@ def test_flags_override_a_recipe():
     assert config.crops.local_sizes == (32, 16)
 
 
+@pytest.mark.parametrize("kept", [["--config", "{}"], ["--config={}"]])
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_kept_config_may_stand_anywhere(tmp_path, kept, is_last):
+    config = RECIPES["smoke"]("images", Path("run"))
+    (tmp_path / "c.json").write_text(json.dumps(to_json(config)))
+    words = [word.format(tmp_path / "c.json") for word in kept]
+    flags = ["--out", "other", "--optim.batch", "12"]
+    found = parse([*flags, *words] if is_last else [*words, *flags])
+    assert (found.out, found.optim.batch) == (Path("other"), 12)
+    assert found.crops == config.crops
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_explains_its_flags(name, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -47,6 +61,7 @@ def test_help_names_the_recipes(capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in RECIPES)
+    assert "--config RUN/config.json" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize(
@@ -59,6 +74,8 @@ def test_help_names_the_recipes(capsys):
         (("swin-huge", *OK[1:]), "recipe is 'swin-huge', expected one of swin-tiny-w7, "),
         ((), "Expected one of {swin-tiny-w7, "),
         (("--config",), "--config wants the file of a config"),
+        (("--out", "x", "--config="), "--config wants the file of a config"),
+        ((*OK, "--config", "c.json"), "--config stands in the place of a recipe; given is smoke"),
         (("--config", "none.json"), "[Errno 2] No such file or directory: 'none.json'"),
         (("--config", "/"), "[Errno 21] Is a directory: '/'"),
         ((*OK, "--optim.batch", "0"), "batch is 0, expected 1 or more"),

@@ -201,6 +201,7 @@ def test_a_run_is_exported_as_far_as_it_has_come(checkpoint, run_folder):
         (["--untrained"], "--untrained needs --arch, one of swin_nano_w8, swin_tiny_w7"),
         (["--untrained", "--arch", "swin_huge"], "backbone is 'swin_huge', expected one of swin_n"),
         (["--checkpoint", "none.pth"], "none.pth: no such file"),
+        (["--checkpoint", "tiny.pth", "--whiten-from", "layout"], "layout needs --whiten, images"),
         (["--checkpoint", "cut.pth"], "cut.pth: not a readable checkpoint"),
         (["--checkpoint", "tiny.pth", "--arch", "swin_tiny_w7"], "holds swin, not swin_tiny_w7"),
         (["--untrained", "--arch", "swin_nano_w8", "--image-size", "31"], "image size is 31"),

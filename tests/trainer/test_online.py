@@ -109,8 +109,10 @@ def test_images_of_which_none_can_be_read_give_no_number(images, tmp_path):
     assert Examiner(config(tmp_path), open_source(str(images)), CPU).measure(Brightness()) == {}
 
 
-def test_stream_is_measured_on_a_folder_of_its_own_only(images, tmp_path):
+def test_stream_is_measured_on_a_folder_of_its_own_only(images, tmp_path, caplog):
+    caplog.set_level("INFO")
     assert not Examiner(config(tmp_path), None, CPU).is_due(2)
+    assert "a stream is evaluated on --monitor.evaluate-path only" in caplog.text
     examiner = Examiner(config(tmp_path, evaluate_path=str(images)), None, CPU)
     assert examiner.is_due(2)
     assert "eval_knn" not in examiner.measure(Brightness())

@@ -111,6 +111,8 @@ def open_model(path: Path, device: torch.device) -> Frozen:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no model file of this format.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a model file; a run is a --checkpoint")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     cuda = ["CUDAExecutionProvider"] if device.type == "cuda" else []

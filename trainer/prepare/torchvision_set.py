@@ -136,7 +136,7 @@ def _open(wanted: TorchvisionSet, name: str, split: Split | None) -> Part:
     try:
         items = _constructor(wanted.set)(wanted.root, **choice)
     except (RuntimeError, OSError) as error:  # how torchvision says that files are missing
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].partition(" You can use download")[0]
         raise FileNotFoundError(f"{wanted.set} is not in {wanted.root}: {reason}") from error
     except TypeError as error:
         raise ValueError(f"{wanted.set} opens otherwise than a labelled set: {error}") from error

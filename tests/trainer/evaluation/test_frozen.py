@@ -72,6 +72,7 @@ def test_network_says_what_it_is(checkpoint, model_path):
         ({"checkpoint": "empty"}, "no checkpoint of a run"),
         ({"checkpoint": "cut.safetensors"}, "not weights of ours"),
         ({"model": "cut.onnx"}, "cannot load it"),
+        ({"model": "empty"}, "is a folder, expected a model file; a run is a --checkpoint"),
     ],
 )
 def test_network_that_is_not_there_is_refused(tmp_path, monkeypatch, options, message):
