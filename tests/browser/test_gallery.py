@@ -172,7 +172,8 @@ def test_near_duplicates_stand_together(gallery):
 def test_pictures_are_deleted_one_by_one_and_all(gallery):
     card(gallery, "third.png").click()
     found(gallery, "More like this")
-    gallery.page.get_by_role("button", name="Delete", exact=True).click()
+    gallery.page.get_by_role("button", name="Delete…").click()
+    gallery.page.get_by_role("button", name="Delete this picture: sure?").click()
     gallery.page.get_by_role("heading", name="3 pictures").wait_for()
     gallery.page.get_by_role("button", name="Empty the gallery…").click()
     gallery.page.get_by_role("button", name=re.compile("Delete all 3 pictures")).click()

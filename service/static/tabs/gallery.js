@@ -35,7 +35,7 @@ export const gallery = {
     const query = new QueryPicture((box) => {
       if (look) attempt(() => find({ .../** @type {import("../collection.js").Look} */ (look), box }));
     });
-    const forget = h("button", { type: "button", click: () => attempt(forgetQuery) }, "Delete");
+    const forget = deleter("Delete…", () => "Delete this picture", forgetQuery);
     query.buttons.append(forget, h("button", { type: "button", click: () => attempt(list) }, "All pictures"));
 
     const add = chooser("Add a folder…", { webkitdirectory: true, multiple: true }, (files) => attempt(() => take(files)));
@@ -52,7 +52,7 @@ export const gallery = {
     );
     const ofSome = /** @type {HTMLButtonElement[]} */ ([
       h("button", { type: "button", click: () => attempt(showNear) }, "Find near-duplicates"),
-      emptier(),
+      deleter("Empty the gallery…", () => `Delete all ${count} pictures`, empty),
     ]);
     const controls = [
       nearness.element,
@@ -198,24 +198,28 @@ export const gallery = {
       return element;
     }
 
-    /** Make the button that empties the gallery when it is pressed twice. */
-    function emptier() {
-      const button = h("button", { type: "button", click: () => (button.dataset.sure ? attempt(empty) : ask()) }, "Empty the gallery…");
+    /** Make a button that deletes when it is pressed twice: the second time it says what. */
+    function deleter(/** @type {string} */ words, /** @type {() => string} */ question, /** @type {() => Promise<void>} */ act) {
+      const button = h("button", { type: "button", click: () => (button.dataset.sure ? attempt(sure) : ask()) }, words);
       const ask = () => {
         button.dataset.sure = "yes";
-        button.textContent = `Delete all ${count} pictures: sure?`;
+        button.textContent = `${question()}: sure?`;
       };
       const calm = () => {
         delete button.dataset.sure;
-        button.textContent = "Empty the gallery…";
+        button.textContent = words;
       };
-      const empty = async () => {
+      const sure = async () => {
         calm();
-        await remove("all");
-        await list();
+        await act();
       };
       button.addEventListener("blur", calm);
       return button;
+    }
+
+    async function empty() {
+      await remove("all");
+      await list();
     }
 
     function wireDrop() {
