@@ -36,8 +36,8 @@ EVALUATION_STREAM = 6
 """First word of the seed of the choice of images."""
 
 
-Rows = dict[str, Tensor]
-"""Pooled features and labels of batches: `features/N` (B, C) and `labels/N` (B,)."""
+Pooled = dict[str, Tensor]
+"""Features and labels of batches: `features/N` (B, C) and `labels/N` (B,)."""
 
 
 class Labelled(NamedTuple):
@@ -98,12 +98,11 @@ class Examiner:
         """
         assert self._queries is not None
         with evaluating(backbone):
-            of_queries: Rows = {}
-            metrics = self._correspondence(backbone, self._queries, of_queries)
+            metrics, of_queries = self._correspondence(backbone, self._queries)
             if self._bank is not None:
-                of_bank: Rows = {}
-                for squares, features in self._run_all(backbone, self._bank):
-                    _keep(of_bank, self._bank, squares, features)
+                of_bank: Pooled = {}
+                for number, (squares, features) in enumerate(self._run_all(backbone, self._bank)):
+                    of_bank |= _pooled(number, self._bank, squares, features)
                 metrics |= self._knn(of_queries, of_bank)
         return metrics
 
@@ -116,12 +115,12 @@ class Examiner:
         return Labelled(SquareDataset(source, mine, self._spec), labels)
 
     def _correspondence(
-        self, backbone: nn.Module, queries: Labelled, rows: Rows
-    ) -> dict[str, float]:
-        """Average over the images of all processes; adds what k-NN wants of this one's to rows."""
-        sums = torch.zeros(4)
-        for squares, features in self._run_all(backbone, queries):
-            _keep(rows, queries, squares, features)
+        self, backbone: nn.Module, queries: Labelled
+    ) -> tuple[dict[str, float], Pooled]:
+        """Average over the images of all processes; give what k-NN wants of this one's, too."""
+        sums, pooled = torch.zeros(4), Pooled()
+        for number, (squares, features) in enumerate(self._run_all(backbone, queries)):
+            pooled |= _pooled(number, queries, squares, features)
             numbers = [queries.dataset.indices[position] for position in squares.positions]
             copies = correspondence.mirrored_copies(squares.pixels, numbers)
             found = correspondence.measure(
@@ -131,14 +130,15 @@ class Examiner:
         accuracy, distance, following, count = distributed.sum_over_ranks(sums).tolist()
         if not count:
             logger.warning("none of the images for evaluation can be read")
-            return {}
-        return {
+            return {}, pooled
+        metrics = {
             "eval_correspondence": accuracy / count,
             "eval_correspondence_px": distance / count,
             "eval_correspondence_next": following / count,
         }
+        return metrics, pooled
 
-    def _knn(self, of_queries: Rows, of_bank: Rows) -> dict[str, float]:
+    def _knn(self, of_queries: Pooled, of_bank: Pooled) -> dict[str, float]:
         """Collect the features of all processes and let neighbours vote."""
         queries, labels = _of_all_processes(of_queries)
         bank, bank_labels = _of_all_processes(of_bank)
@@ -163,15 +163,16 @@ class Examiner:
         return features
 
 
-def _keep(rows: Rows, images: Labelled, squares: Squares, features: Features) -> None:
-    """Add a batch's pooled features and labels to rows."""
-    number = len(rows) // 2
-    rows[f"features/{number}"] = features.pooled.float().cpu()
+def _pooled(number: int, images: Labelled, squares: Squares, features: Features) -> Pooled:
+    """Give a batch's pooled features and labels under its number."""
     labels = [images.labels[position] for position in squares.positions]
-    rows[f"labels/{number}"] = torch.tensor(labels)
+    return {
+        f"features/{number}": features.pooled.float().cpu(),
+        f"labels/{number}": torch.tensor(labels),
+    }
 
 
-def _of_all_processes(rows: Rows) -> tuple[Tensor, Tensor]:
+def _of_all_processes(rows: Pooled) -> tuple[Tensor, Tensor]:
     """Give pooled features (N, C) and labels (N,) of the labelled images of all processes."""
     of_all = distributed.gather_states(rows)
     labels_of_all = [x for name, x in of_all.items() if "/labels/" in name]

@@ -56,7 +56,7 @@ def run(job: Job) -> Iterator[dict[str, Any]]:  # JSON
     for batch in job.batches:
         try:
             seconds = _time(ask, _input(job, batch, side), job.repeats, device)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
             yield case_of(job, batch) | {"error": "out of memory"}
