@@ -26,6 +26,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -83,12 +84,12 @@ def onnxruntime_ways(model: str) -> Iterator[Way]:
 
 
 def openvino_ways(model: str) -> Iterator[Way]:
-    """One stream of all threads, and a stream a core."""
+    """One stream of all threads, and a stream a core, in what a service chooses from."""
     from service import engine_openvino
 
-    def make_call(streams: int, batch: int) -> Callable[[], object]:
+    def make_call(precision: str, streams: int, batch: int) -> Callable[[], object]:
         options = {
-            "INFERENCE_PRECISION_HINT": "bf16",
+            "INFERENCE_PRECISION_HINT": engine_openvino.HINTS[precision],
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": 2,
         }
@@ -103,12 +104,15 @@ def openvino_ways(model: str) -> Iterator[Way]:
 
         return call
 
-    for streams, batch in ((1, 1), (1, 4), (1, 8), (2, 1), (2, 4), (2, 8)):
+    precisions = [
+        name for name in ("fp32", "bf16") if name in engine_openvino.supported_precisions()
+    ]
+    for precision, streams, batch in product(precisions, (1, 2), (1, 4, 8)):
         yield (
-            f"{streams} streams, batch {batch}",
+            f"{precision}, {streams} streams, batch {batch}",
             streams,
             batch,
-            partial(make_call, streams, batch),
+            partial(make_call, precision, streams, batch),
         )
 
 

@@ -192,7 +192,7 @@ class ComputeConfig:
 
     Attributes:
         device: `auto` takes a CUDA device if there is one.
-        precision: Of matrix products; `auto` takes bf16 where the device multiplies it natively.
+        precision: Of matrix products; `auto` takes bf16 where the device multiplies it faster.
             Weights, losses and centers are float32 always.
         images_per_pass: Most images of one forward pass of a process; gradients of several passes
             add up to one update.

@@ -17,6 +17,7 @@ from torch import nn
 from esvit.model import EsViT
 from trainer import distributed
 from trainer.checkpoint import (
+    Checkpoint,
     CheckpointNotWritten,
     KeepRule,
     check_space,
@@ -125,6 +126,7 @@ def prepare(config: PretrainConfig) -> Run:
     share = config.optim.batch // distributed.world_size()
     feed = open_feed(config)
     state = build_state(config, device)
+    found = load_latest(config.out / CHECKPOINTS)
     run = Run(
         config=config,
         device=device,
@@ -136,7 +138,11 @@ def prepare(config: PretrainConfig) -> Run:
         ),
         step_config=StepConfig(
             num_global_views=config.crops.num_global,
-            precision=choose_precision(config.compute, device),
+            precision=choose_precision(
+                config.compute,
+                device,
+                before=found.state["circumstances"].get("precision") if found else None,
+            ),
             clip=config.optim.clip,
             clip_norm=config.optim.clip_norm,
             freeze_epochs=config.optim.freeze_epochs,
@@ -144,7 +150,9 @@ def prepare(config: PretrainConfig) -> Run:
         num_passes=count_passes(share, config.compute.images_per_pass),
         state=state,
     )
-    if not _resume(run) and config.init is not None:
+    if found is not None:
+        _resume(run, found)
+    elif config.init is not None:
         fresh = start_from(state, config.init)
         state.step = config.init_epoch * feed.steps_per_epoch
         heads = sorted({name.split(".")[0] for name in fresh}) or ["none"]
@@ -228,11 +236,8 @@ def _checkpoint_bytes(state: TrainState) -> int:
     return sum(x.nbytes for x in (*state_tensors(state).values(), *trained, *trained))
 
 
-def _resume(run: Run) -> bool:
-    """Go on from the newest good checkpoint, if there is one."""
-    found = load_latest(run.config.out / CHECKPOINTS)
-    if found is None:
-        return False
+def _resume(run: Run, found: Checkpoint) -> None:
+    """Go on from a checkpoint of the run's folder."""
     if found.state["num_images"] != run.feed.num_images:
         raise ValueError(
             f"{run.config.out} began with {found.state['num_images']} images, "
@@ -257,7 +262,6 @@ def _resume(run: Run) -> bool:
             )
             else "",
         )
-    return True
 
 
 def _check_folder(config: PretrainConfig) -> None:

@@ -237,26 +237,34 @@ class Fake:
 
 
 @pytest.mark.parametrize(
-    ("error", "chosen", "verdict"),
-    [
-        (1e-4, "bf16", "bf16 is used"),
-        (0.3, "fp32", "fp32 is used"),
-        (np.nan, "fp32", "fp32 is used"),
-    ],
+    ("error", "seconds", "chosen"),
+    [(1e-4, 0.02, "bf16"), (1e-4, 0.04, "fp32"), (0.3, 0.02, "fp32"), (np.nan, 0.02, "fp32")],
 )
-def test_auto_takes_bf16_only_if_it_is_faithful(
-    model_path, monkeypatch, caplog, error, chosen, verdict
+def test_auto_takes_bf16_only_if_it_is_faithful_and_faster(
+    model_path, monkeypatch, caplog, error, seconds, chosen
 ):
+    is_faithful = error == 1e-4
+    clock = [0.0]
+
+    class Timed(Fake):
+        def run(self, *args, **kwargs):
+            clock[0] += seconds if self.precision == "bf16" else 0.03
+            return super().run(*args, **kwargs)
+
     def openvino(settings, info, precision):
-        return Fake("fake", precision, error if precision == "bf16" else 0.0)
+        return Timed("fake", precision, error if precision == "bf16" else 0.0)
 
     monkeypatch.setattr(engine_openvino, "supported_precisions", lambda: ["fp32", "bf16"])
     monkeypatch.setattr(choice, "_openvino", openvino)
+    monkeypatch.setattr(choice, "perf_counter", lambda: clock[0])
     caplog.set_level(logging.INFO, logger="service.engine")
     assert load(model_path, engine="openvino").precision == chosen
-    message = caplog.records[0].getMessage()
-    assert message.startswith("bf16: cosines to fp32 of embedding ")
-    assert message.endswith(verdict)
+    first, *others, last = (record.getMessage() for record in caplog.records)
+    assert first.startswith("bf16: cosines to fp32 of embedding ")
+    assert first.endswith("it is faithful" if is_faithful else "not all 0.999, so fp32 is used")
+    assert last.endswith(f"fake, fake, {chosen}")
+    timed = f"bf16: an image takes {1e3 * seconds:.1f} ms, in fp32 30.0 ms: {chosen} is used"
+    assert others == ([timed] if is_faithful else [])
 
 
 def test_bf16_that_is_asked_for_is_not_questioned(model_path, monkeypatch):

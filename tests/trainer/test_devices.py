@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from trainer import devices
 from trainer.config import ComputeConfig
 from trainer.devices import choose_device, choose_precision, count_passes
 
@@ -29,7 +30,30 @@ def test_precision_is_the_one_asked_for(precision):
     assert choose_precision(config, torch.device("cpu")) == precision
 
 
-def test_precision_is_bf16_where_the_processor_multiplies_it():
-    able = torch.cpu.get_capabilities()
-    expected = "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "fp32"
-    assert choose_precision(ComputeConfig(), torch.device("cpu")) == expected
+@pytest.mark.parametrize(
+    ("able", "before", "speedup", "expected"),
+    [
+        ({}, None, 9.0, "fp32"),
+        ({}, "bf16", 9.0, "fp32"),
+        ({"avx512_bf16": True, "amx_bf16": True}, "fp32", 0.1, "bf16"),
+        ({"avx512_bf16": True}, None, 1.8, "bf16"),
+        ({"avx512_bf16": True}, None, 1.1, "fp32"),
+        ({"avx512_bf16": True}, "bf16", 0.6, "bf16"),
+        ({"avx512_bf16": True}, "fp32", 1.8, "fp32"),
+    ],
+    ids=["none", "moved", "amx", "gains", "loses", "resumed-in-bf16", "resumed-in-fp32"],
+)
+def test_precision_is_bf16_where_it_is_faster(monkeypatch, able, before, speedup, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    monkeypatch.setattr(devices, "product_speedup", lambda: speedup)
+    assert choose_precision(ComputeConfig(), torch.device("cpu"), before) == expected
+
+
+def test_precision_is_fp32_if_any_process_wants_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(devices.distributed, "largest", lambda _: 1)
+    assert choose_precision(ComputeConfig(), torch.device("cpu")) == "fp32"
+
+
+def test_speed_of_products_is_measured():
+    assert 0.01 < devices.product_speedup() < 100
