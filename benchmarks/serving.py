@@ -244,26 +244,25 @@ def compare(arguments: argparse.Namespace) -> None:
             for clients in arguments.clients:
                 row = ask(pid, port, clients, shared)
                 after = raw_again(best, shared)
-                raw = (before + after) / 2
-                print(
-                    f"{clients:7d} {row.images_per_s:9.1f} {raw:7.1f} "
-                    f"{row.images_per_s / raw:7.3f} {row.rest}",
-                    flush=True,
-                )
-                ratios[clients].append(row.images_per_s / raw)
+                beside = f"{'-':>7s} {'-':>7s}"
+                if before is not None and after is not None:
+                    raw = (before + after) / 2
+                    ratios[clients].append(row.images_per_s / raw)
+                    beside = f"{raw:7.1f} {ratios[clients][-1]:7.3f}"
                 before = after
-    if best is not None:
-        for clients, found in ratios.items():
+                print(f"{clients:7d} {row.images_per_s:9.1f} {beside} {row.rest}", flush=True)
+    for clients, found in ratios.items():
+        if found:
             print(
                 f"{clients} clients: {median(found):.3f} of raw, median of {len(found)} "
                 f"({min(found):.3f} to {max(found):.3f})"
             )
 
 
-def raw_again(way: str | None, shared: list[str]) -> float:
-    """Measure the best way to call the engine once more; not a number where there is none."""
+def raw_again(way: str | None, shared: list[str]) -> float | None:
+    """Measure the best way to call the engine once more, if there is one."""
     if way is None:
-        return float("nan")
+        return None
     return in_own_process("--part", "raw", "--way", way, *shared)[way]
 
 

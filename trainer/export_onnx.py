@@ -143,7 +143,12 @@ def check(config: ExportConfig) -> None:
     check_image_size(config.image_size)
     if config.out.is_dir():
         raise ValueError(f"{config.out} is a folder, expected the name of a file")
-    config.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"{config.out.parent} is, or lies in, a file: expected a folder"
+        ) from error
     if not os.access(config.out.parent, os.W_OK):
         raise ValueError(f"{config.out.parent} cannot be written to")
 

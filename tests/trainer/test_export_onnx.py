@@ -232,6 +232,15 @@ def test_weights_too_large_for_one_file_are_refused(tmp_path, checkpoint, capsys
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("folder", ["notes.txt", "notes.txt/below"])
+def test_file_in_the_place_of_a_folder_is_named(tmp_path, checkpoint, capsys, folder):
+    (tmp_path / "notes.txt").write_text("mine")
+    out = tmp_path / folder / "model.onnx"
+    assert export_onnx.main(["--checkpoint", str(checkpoint), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"{tmp_path / folder} is, or lies in, a file: expected a folder\n"
+
+
 def test_misspelt_flag_exits_with_two(capsys):
     with pytest.raises(SystemExit) as caught:
         export_onnx.main(["--outt", "model.onnx"])
