@@ -1,4 +1,4 @@
-"""OpenVINO: the fast engine on CPUs, in bfloat16 on those that have it.
+"""OpenVINO: the fast engine on CPUs, in bfloat16 where that is faster and faithful.
 
 Tapping the last blocks costs a run a tenth, the other outputs nothing (`benchmarks.outputs`). So
 all outputs together are a program of their own, compiled when it is first asked for. The others

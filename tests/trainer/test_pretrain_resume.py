@@ -116,6 +116,18 @@ def test_cut_checkpoint_falls_back_to_the_one_before(images, unbroken, tmp_path,
     assert_equal_runs(out, unbroken)
 
 
+def test_a_measured_precision_stays_that_of_the_run(images, unbroken, tmp_path, capfd, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(unbroken, out)
+    last_checkpoint(out).path.unlink()
+    began = last_checkpoint(out).state["circumstances"]["precision"]
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr("trainer.devices.product_speedup", lambda: 9.0 if began == "fp32" else 0.1)
+    assert main(smoke(images, out, "--compute.precision", "auto")) == 0
+    assert f"cpu in {began}" in capfd.readouterr().err
+    assert_equal_runs(out, unbroken)
+
+
 def test_other_circumstances_are_said_on_resuming(images, unbroken, tmp_path, capfd):
     out = tmp_path / "run"
     shutil.copytree(unbroken, out)
