@@ -79,14 +79,6 @@ def test_a_batch_equals_its_images_alone_and_results_outlive_the_next_run(model_
             np.testing.assert_allclose(arrays[name][0], batch[name][row], atol=1e-5)
 
 
-def test_an_engine_that_failed_once_runs_again(model_path):
-    engine = load(model_path, engine="onnxruntime")
-    for _ in range(3):
-        with pytest.raises(Exception, match="dimensions"):
-            engine.run(np.zeros((1, 5, 5, 3), np.uint8), OUTPUTS)
-    assert engine.run(PIXELS, ["embedding"])["embedding"].shape == (len(PIXELS), 12)
-
-
 @pytest.mark.parametrize("precision", supported_precisions())
 def test_openvino_runs_in_every_precision_that_this_cpu_has(model_path, precision):
     engine = load(model_path, engine="openvino", precision=precision)
@@ -181,22 +173,6 @@ def test_no_driver_is_no_cuda(monkeypatch):
 def test_a_driver_tells_how_many_devices_there_are(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(2))
     assert cuda.count_devices() == 2
-
-
-@pytest.mark.skipif(cuda.count_devices() > 0, reason="here ONNX Runtime does have CUDA")
-def test_a_device_that_onnx_runtime_cannot_use_is_refused_with_the_way_out(model_path):
-    with pytest.raises(ModelError, match="is the extra 'gpu' installed"):
-        OnnxRuntimeEngine(model_path, device="cuda", precision="fp32", num_threads=1, max_batch=0)
-
-
-@pytest.mark.gpu
-def test_cuda_gives_the_same_as_the_cpu(model_path):
-    assert cuda.count_devices()
-    on_gpu = load(model_path, device="cuda", engine="onnxruntime")
-    assert on_gpu.provider == "CUDAExecutionProvider"
-    reference = load(model_path, engine="onnxruntime").run(PIXELS, OUTPUTS)
-    for name, array in on_gpu.run(PIXELS, OUTPUTS).items():
-        np.testing.assert_allclose(array, reference[name], atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
