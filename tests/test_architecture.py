@@ -111,3 +111,38 @@ def test_only_the_images_module_opens_images_of_clients():
         )
     }
     assert openers == {"images.py"}
+
+
+IMPORTS_ONNX_RUNTIME = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for package in ("service", "trainer", "benchmarks")
+    for path in modules(package)
+    if "onnxruntime" in {name.partition(".")[0] for name in imports(path)}
+]
+
+ORDER_PROBE = """
+import importlib, os, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+
+os.environ.pop("ORT_DISABLE_TELEMETRY", None)
+sys.meta_path.insert(0, Watch())
+importlib.import_module(sys.argv[1])
+import onnxruntime
+"""
+
+
+def test_modules_that_import_onnx_runtime_are_found():
+    assert "trainer.export_onnx" in IMPORTS_ONNX_RUNTIME
+
+
+@pytest.mark.parametrize("module", IMPORTS_ONNX_RUNTIME)
+def test_onnx_runtime_is_told_not_to_report_home_before_it_is_imported(module):
+    done = subprocess.run(
+        [sys.executable, "-c", ORDER_PROBE, module],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["1"]
