@@ -5,8 +5,8 @@ threads. So one session of one thread is called by as many runners as there are 
 an image; and a second session of all threads answers an image that comes alone, in half the time.
 
 A session traces its first run with a batch of some size, and lays out all results inside of it in
-one block for the runs that follow. Results that are dead by then share their place, so the block is
-small, and what a runner reads was written lately by the same core.
+one block for the runs that follow. Results share the place of those that are dead by then, so the
+block is small.
 """
 
 import contextlib
@@ -81,7 +81,7 @@ class OnnxRuntimeEngine:
         if self._on_cuda:
             return self._run_bound(pixels, outputs)
         session = self._alone if is_alone else self._session
-        kind = (is_alone, len(pixels))
+        kind = (session is self._alone, len(pixels))
         options = None if kind in self._traced else _give_back_after()
         arrays = session.run(list(outputs), {INPUT: pixels}, options)
         self._traced.add(kind)
