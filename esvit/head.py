@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esvit.backbones.layers import initialise_linear
+from esvit.backbones.linear import linear
 from esvit.config import HeadConfig
 
 
@@ -78,7 +79,9 @@ class ProjectionHead(nn.Module):
 
         Logits are divided by small temperatures; bfloat16 would be a quarter percent off.
         """
-        points: Tensor = self.mlp(x)
+        points = x
+        for layer in self.mlp if isinstance(self.mlp, nn.Sequential) else [self.mlp]:
+            points = linear(layer, points) if isinstance(layer, nn.Linear) else layer(points)
         return F.normalize(points.to(torch.promote_types(points.dtype, torch.float32)), dim=-1)
 
     @property

@@ -8,7 +8,7 @@ Shapes: V views, B images, L regions of a view (S of a student's, T of a teacher
 of B * L over the views), C channels of the backbone's features, D of the bottleneck, K prototypes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -29,6 +29,20 @@ class Losses(NamedTuple):
     total: Tensor
     view: Tensor
     region: Tensor
+
+
+class _Task(NamedTuple):
+    """One of the two.
+
+    Attributes:
+        name: `view` or `region`.
+        weight: Of its loss in the total.
+        compare: Gives its loss.
+    """
+
+    name: str
+    weight: float
+    compare: Callable[[Projections, Projections, float], Tensor]
 
 
 def view_pairs(num_student: int, num_teacher: int) -> list[tuple[int, int]]:
@@ -172,15 +186,53 @@ class Loss(nn.Module):
             teacher: Of the global views.
             teacher_temperature: Divides the teacher's centered logits.
         """
-        if self.centering == "sinkhorn":
-            self._solve_centers(teacher, teacher_temperature)
-        view = region = self.center.new_zeros(())
-        if self.view_weight > 0:
-            view = self.view_task(student, teacher, teacher_temperature)
-        if self.region_weight > 0:
-            region = self.region_task(student, teacher, teacher_temperature)
-        total = self.view_weight * view + self.region_weight * region
-        return Losses(total, view.detach(), region.detach())
+        self._solve_centers(teacher, teacher_temperature)
+        return self._sum(
+            {task.name: task.compare(student, teacher, teacher_temperature) for task in self._tasks}
+        )
+
+    def backward(
+        self,
+        student: Projections,
+        teacher: Projections,
+        teacher_temperature: float,
+        share: float = 1.0,
+    ) -> Losses:
+        """Do `forward`, and the backward pass of a share of its total, one task after the other.
+
+        What a task works with is gone before the next begins, and so is its prototypes' gradient if
+        a hook lets it go; the network behind the student's outputs is gone back through once, at
+        the end. If an output is not finite, no gradient is.
+
+        Args:
+            student: As `forward` takes it; the tasks share no prototypes.
+            teacher: As `forward` takes it.
+            teacher_temperature: As `forward` takes it.
+            share: Multiplies all gradients.
+
+        Returns:
+            What `forward` does, without a graph.
+        """
+        outputs = student.view, student.regions
+        rows = [x for x in (*outputs, teacher.view, teacher.regions) if x is not None]
+        is_finite = torch.stack([x.isfinite().all() for x in rows]).all()
+        factor = torch.where(is_finite, share, torch.nan)
+        view = student.view.detach().requires_grad_()
+        regions = None if student.regions is None else student.regions.detach().requires_grad_()
+        student = student._replace(view=view, regions=regions)
+        self._solve_centers(teacher, teacher_temperature)
+        of_task = {}
+        for task in self._tasks:
+            loss = task.compare(student, teacher, teacher_temperature)
+            _go_back([loss], [task.weight * factor])
+            of_task[task.name] = loss.detach()
+        reached = [
+            (x, end.grad)
+            for x, end in zip(outputs, (view, regions), strict=True)
+            if x is not None and end is not None and end.grad is not None
+        ]
+        _go_back([x for x, _ in reached], [gradient for _, gradient in reached])
+        return self._sum(of_task)
 
     def view_task(
         self, student: Projections, teacher: Projections, teacher_temperature: float
@@ -233,8 +285,26 @@ class Loss(nn.Module):
             means = [mean_logits(*region_head(part)) for part in teachers]
             self.center_grid.lerp_(average_over_processes(torch.stack(means).mean(dim=0)), weight)
 
+    @property
+    def _tasks(self) -> list["_Task"]:
+        """Those that count; first the one that needs the most memory."""
+        tasks = [
+            _Task("region", self.region_weight, self.region_task),
+            _Task("view", self.view_weight, self.view_task),
+        ]
+        return [task for task in tasks if task.weight > 0]
+
+    def _sum(self, of_task: Mapping[str, Tensor]) -> Losses:
+        """Weigh what each task gave."""
+        zero = self.center.new_zeros(())
+        view, region = of_task.get("view", zero), of_task.get("region", zero)
+        total = self.view_weight * view + self.region_weight * region
+        return Losses(total, view.detach(), region.detach())
+
     def _solve_centers(self, teacher: Projections, temperature: float) -> None:
-        """Set both centers to those of a batch."""
+        """Set both centers to those of a batch, if they are solved for."""
+        if self.centering != "sinkhorn":
+            return
         if self.view_weight > 0:
             solved = sinkhorn_center(teacher.view, teacher.view_prototypes, temperature)
             self.center.copy_(solved)
@@ -264,3 +334,9 @@ def split_views(rows: Tensor, regions_per_view: Sequence[int]) -> list[Tensor]:
     B = len(rows) // sum(regions_per_view)
     views = torch.split(rows, [B * L for L in regions_per_view])
     return [view.view(B, L, -1) for view, L in zip(views, regions_per_view, strict=True)]
+
+
+def _go_back(tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Do a backward pass, which is no place for autocast."""
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        torch.autograd.backward(tensors, gradients)

@@ -24,20 +24,20 @@ class Budget(NamedTuple):
     """How much is worked on at once.
 
     Attributes:
-        chunk_bytes: Exponentials that live at once.
+        chunk_size: How many exponentials live at once.
         block_bytes: Float32 logits that do.
         max_width: Prototypes in a block at most.
     """
 
-    chunk_bytes: int
+    chunk_size: int
     block_bytes: int
     max_width: int
 
 
-CPU_BUDGET = Budget(144 * 2**20, 16 * 2**20, 8192)
-"""Chunks of all rows of four images over 65536 prototypes in bfloat16; blocks near the caches."""
+CPU_BUDGET = Budget(36 * 2**20, 16 * 2**20, 8192)
+"""Chunks of half the rows of four images over 65536 prototypes; blocks near the caches."""
 
-GPU_BUDGET = Budget(256 * 2**20, 128 * 2**20, 65536)
+GPU_BUDGET = Budget(64 * 2**20, 128 * 2**20, 65536)
 """Larger, for each operation costs a launch; still a tenth of what 32 images' logits take."""
 
 
@@ -134,7 +134,7 @@ class Sweep:
         self._gradient = torch.empty_like(values.prototypes.directions)
         self._is_float32 = like.dtype == torch.float32
         budget = CPU_BUDGET if like.device.type == "cpu" else GPU_BUDGET
-        num_chunks = -(-sum(counts) * K * like.element_size() // budget.chunk_bytes)
+        num_chunks = -(-sum(counts) * K // budget.chunk_size)
         self._chunks = list(zip(*(rows.split(num_chunks) for rows in groups), strict=True))
         max_rows = sum(-(-count // num_chunks) for count in counts)
         fitting = budget.block_bytes // (4 * max_rows) // 256 * 256

@@ -5,7 +5,20 @@ import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGEST = 2**30
+_LARGEST, _LARGE = 2**30, 2**19
+
+
+def map_large_blocks() -> bool:
+    """Let the C library ask the system for each large block, until `keep_freed_memory`.
+
+    What a first step makes to stay, such as kernels for each shape, then lies side by side. Among
+    kept memory it would lie wherever there was room, and cut up what later steps could have used
+    in one piece: a twentieth of the peak of a step.
+
+    Returns:
+        Whether this system could be told.
+    """
+    return _set(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def keep_freed_memory() -> bool:
@@ -18,12 +31,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether this system could be told; where it could not, a run is slower, no more.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; musl has none
-    if mallopt is None:
-        return False
-    return all(mallopt(option, _LARGEST) for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
+    return _set(_M_MMAP_THRESHOLD, _LARGEST) and _set(_M_TRIM_THRESHOLD, _LARGEST)
 
 
 def ask_for_huge_pages() -> None:
@@ -32,3 +40,11 @@ def ask_for_huge_pages() -> None:
     It has an effect only before this process makes its first tensor, and on Linux.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def _set(option: int, value: int) -> bool:
+    """Set an option of glibc's; other libraries have none."""
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(option, value))

@@ -101,8 +101,6 @@ def clip_all_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> T
     return norms
 
 
-def freeze_last_layers(model: nn.Module) -> None:
-    """Drop the prototypes' gradients, so that the optimizer neither moves nor decays them."""
-    for name, parameter in model.named_parameters():
-        if LAST_LAYER in name:
-            parameter.grad = None
+def last_layers(model: nn.Module) -> list[nn.Parameter]:
+    """List the parameters of the prototypes."""
+    return [parameter for name, parameter in model.named_parameters() if LAST_LAYER in name]

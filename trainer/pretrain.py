@@ -28,7 +28,7 @@ from trainer.data.images import TooManyBadImages
 from trainer.data.loader import Batch, PixelFinish
 from trainer.distributed import StopRequest
 from trainer.health import HealthCheck
-from trainer.memory import ask_for_huge_pages, keep_freed_memory
+from trainer.memory import ask_for_huge_pages, keep_freed_memory, map_large_blocks
 from trainer.monitor import SKIPPED, Meter, Monitor, note_skipped, set_up_logging
 from trainer.networks import speed_up, teacher_weights
 from trainer.online import Examiner
@@ -57,7 +57,7 @@ def train(run: Run, monitor: Monitor, examiner: Examiner) -> int:
     """
     state, config = run.state, run.config
     meter, check = Meter(config.optim.batch), HealthCheck(config.crops.num_global)
-    saved_at = time.monotonic()
+    saved_at, first = time.monotonic(), state.step
     batches = run.feed.batches(state.step)
     is_saved = True
     with contextlib.closing(batches), monitor, StopRequest() as stop:
@@ -67,6 +67,8 @@ def train(run: Run, monitor: Monitor, examiner: Examiner) -> int:
             parts = to_parts(run, batch)
             seed_step(config, state.step)
             report = train_step(state, parts, schedule_config=run.schedule, config=run.step_config)
+            if state.step == first + 1:
+                keep_freed_memory()  # what stays has been made
             meter.add(report)
             monitor.advance(state.step, report.total)
             watch_for_skips(run, report, batch)
@@ -190,7 +192,7 @@ def refuse(error: Exception) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and give its exit code."""
     config = parse(sys.argv[1:] if argv is None else argv)
-    keep_freed_memory()
+    map_large_blocks()
     ask_for_huge_pages()
     try:
         with distributed.process_group(may_use_cuda=config.compute.device != "cpu"):

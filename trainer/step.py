@@ -17,7 +17,8 @@ from esvit.loss import Loss, Losses
 from esvit.model import Projections
 from esvit.teacher import update_teacher
 from trainer import distributed, schedule
-from trainer.optim import clip_all_gradients, clip_each_gradient, freeze_last_layers, set_schedule
+from trainer.early_updates import EarlyUpdates
+from trainer.optim import clip_all_gradients, clip_each_gradient, last_layers, set_schedule
 from trainer.schedule import ScheduleConfig, Scheduled
 
 
@@ -115,9 +116,17 @@ def train_step(
     before = [buffer.clone() for buffer in statistics]
     set_schedule(state.optimizer, lr=values.lr, weight_decay=values.weight_decay)
     state.optimizer.zero_grad(set_to_none=True)
-    teacher_parts, losses = _accumulate(state, parts, values.teacher_temperature, config)
-    losses = _average_over_processes(state.student, losses)
-    norms = _clip(state.student, config)
+    is_frozen = state.step // schedule_config.steps_per_epoch < config.freeze_epochs
+    frozen = set(last_layers(state.student)) if is_frozen else set()
+    is_early = _may_update_early(state.student, parts, config)
+    if is_early:
+        with EarlyUpdates(state.optimizer, clip_norm=config.clip_norm, frozen=frozen) as early:
+            teacher_parts, losses = _accumulate(state, parts, values.teacher_temperature, config)
+        norms = torch.cat(early.norms)
+    else:
+        teacher_parts, losses = _accumulate(state, parts, values.teacher_temperature, config)
+        losses = _average_over_processes(state.student, losses)
+        norms = _clip(state.student, config)
     report = _report(losses, norms, values)
     state.step += 1
     if not report.is_finite:
@@ -127,13 +136,25 @@ def train_step(
             buffer.copy_(value)
         return report
     state.num_skipped_in_a_row = 0
-    if (state.step - 1) // schedule_config.steps_per_epoch < config.freeze_epochs:
-        freeze_last_layers(state.student)
-    state.optimizer.step()
+    if not is_early:
+        for parameter in frozen:
+            parameter.grad = None
+        state.optimizer.step()
     # Centers first: the teacher's outputs hold its prototypes themselves, which are about to move.
     state.loss.update_centers(*teacher_parts)
     update_teacher(state.teacher, state.student, values.momentum)
     return report
+
+
+def _may_update_early(
+    student: nn.Module, parts: Sequence[Sequence[Tensor]], config: StepConfig
+) -> bool:
+    """Tell whether no gradient needs another: the norm of all, another pass's, or a process's.
+
+    On other devices a call costs more than the memory is worth there.
+    """
+    is_on_cpu = next(student.parameters()).device.type == "cpu"
+    return config.clip == "each" and len(parts) == distributed.world_size() == 1 and is_on_cpu
 
 
 def _batch_statistics(*networks: nn.Module) -> list[Tensor]:
@@ -160,10 +181,12 @@ def _accumulate(
                 teacher_output: Projections = state.teacher(views[: config.num_global_views])
             student_output: Projections = state.student(views)
         with autocast:  # anew: leaving it has freed bfloat16 copies of the weights
-            loss = state.loss(student_output, teacher_output, teacher_temperature)
-        (loss.total / len(parts)).backward()
+            losses.append(
+                state.loss.backward(
+                    student_output, teacher_output, teacher_temperature, share=1 / len(parts)
+                )
+            )
         teacher_parts.append(teacher_output)
-        losses.append(Losses(loss.total.detach(), loss.view, loss.region))
     return teacher_parts, Losses(*(torch.stack(part).mean() for part in zip(*losses, strict=True)))
 
 

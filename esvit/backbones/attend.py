@@ -35,8 +35,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale
     # An exporter takes the fused operator apart, with more copies than the written-out form.
     if torch.compiler.is_exporting():
         return attend_with_weights(query, key, value, bias, scale)[0]
-    if bias is None or torch.compiler.is_compiling() or not _is_learned(bias):
-        return _attend_fused(query, key, value, bias, scale)
+    if bias is None or torch.compiler.is_compiling() or not is_learned(bias):
+        return attend_fused(query, key, value, bias, scale)
     # torch leaves `apply` untyped.
     attended: Tensor = _AttendWithBias.apply(query, key, value, bias, scale)  # type: ignore[no-untyped-call]
     return attended
@@ -53,8 +53,8 @@ def attend_self(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     Returns:
         (B, heads, T, D).
     """
-    if bias is None or torch.compiler.is_compiling() or not _is_learned(bias):
-        return attend(*_apart(qkv), bias, scale)
+    if bias is None or torch.compiler.is_compiling() or not is_learned(bias):
+        return attend(*apart(qkv), bias, scale)
     # torch leaves `apply` untyped.
     attended: Tensor = _AttendSelfWithBias.apply(qkv, bias, scale)  # type: ignore[no-untyped-call]
     return attended
@@ -71,11 +71,12 @@ def attend_with_weights(
     return weights.to(value.dtype) @ value, weights
 
 
-def _is_learned(bias: Tensor) -> bool:
+def is_learned(bias: Tensor) -> bool:
+    """Whether a backward pass will want the gradient of a bias."""
     return torch.is_grad_enabled() and bias.requires_grad
 
 
-def _attend_fused(
+def attend_fused(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
 ) -> Tensor:
     """Let torch choose the operator."""
@@ -103,7 +104,7 @@ class _AttendWithBias(torch.autograd.Function):
         """Attend."""
         ctx.save_for_backward(query, key, value, bias)
         ctx.scale = scale
-        return _attend_fused(query, key, value, bias, scale)
+        return attend_fused(query, key, value, bias, scale)
 
     @staticmethod
     @once_differentiable
@@ -111,7 +112,7 @@ class _AttendWithBias(torch.autograd.Function):
         """Give the four gradients."""
         *inputs, bias = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in inputs]
-        return *grads, _fill_gradients(grads, grad, inputs, bias, ctx.scale), None
+        return *grads, fill_gradients(grads, grad, inputs, bias, ctx.scale), None
 
 
 class _AttendSelfWithBias(torch.autograd.Function):
@@ -125,7 +126,7 @@ class _AttendSelfWithBias(torch.autograd.Function):
         """Attend."""
         ctx.save_for_backward(qkv, bias)
         ctx.scale = scale
-        return _attend_fused(*_apart(qkv), bias, scale)
+        return attend_fused(*apart(qkv), bias, scale)
 
     @staticmethod
     @once_differentiable
@@ -133,31 +134,49 @@ class _AttendSelfWithBias(torch.autograd.Function):
         """Give the two gradients."""
         qkv, bias = ctx.saved_tensors
         grad_qkv = torch.empty_like(qkv)
-        grad_bias = _fill_gradients(_apart(grad_qkv), grad, _apart(qkv), bias, ctx.scale)
+        grad_bias = fill_gradients(apart(grad_qkv), grad, apart(qkv), bias, ctx.scale)
         return grad_qkv, grad_bias, None
 
 
-def _apart(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def apart(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """View a common product (B, T, 3, heads, D) as query, key and value (B, heads, T, D)."""
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     return query, key, value
 
 
-def _fill_gradients(
-    grads: Sequence[Tensor], grad: Tensor, inputs: Sequence[Tensor], bias: Tensor, scale: float
+def fill_gradients(
+    grads: Sequence[Tensor],
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    bias: Tensor,
+    scale: float,
+    mixed: Tensor | None = None,
 ) -> Tensor:
-    """Write the gradients of query, key and value; gives the bias's."""
-    grad_bias = torch.zeros_like(bias, dtype=torch.float32)
-    bias = bias.to(grad.dtype).float()  # as the forward pass rounded it
+    """Write the gradients of query, key and value; gives the bias's.
+
+    Args:
+        grads: Where to write them.
+        grad: (B, heads, S, D) of what attention gave.
+        inputs: Query, key and value.
+        bias: (N, heads, S, T).
+        scale: Of the scores.
+        mixed: (B, heads, S, D), where to write what attention gave, if that is wanted again.
+    """
+    exact = torch.promote_types(grad.dtype, torch.float32)
+    grad_bias = torch.zeros_like(bias, dtype=exact)
+    bias = bias.to(grad.dtype).to(exact)  # as the forward pass rounded it
     chunk_bytes = CHUNK_BYTES if bias.device.type == "cpu" else GPU_CHUNK_BYTES
     rows = max(1, chunk_bytes // (4 * bias.numel())) * len(bias)
-    tensors = (torch.split(x, rows) for x in (grad, *inputs, *grads))
+    outputs = grads if mixed is None else (*grads, mixed)
+    tensors = (torch.split(x, rows) for x in (grad, *inputs, *outputs))
     for grad_part, query, key, value, *parts in zip(*tensors, strict=True):
-        made = _gradients(grad_part, (query, key, value), bias, scale)
+        made = _gradients(grad_part, (query, key, value), bias, scale, mixes=mixed is not None)
         torch.mul(made.query, scale, out=parts[0])
         torch.mul(made.key, scale, out=parts[1])
         parts[2].copy_(made.value)
         grad_bias += made.bias
+        if made.mixed is not None:
+            parts[3].copy_(made.mixed)
     return grad_bias
 
 
@@ -168,26 +187,36 @@ class _Gradients(NamedTuple):
         query: Without the scale of the scores.
         key: Without it, too.
         value: Complete.
-        bias: The sum over these rows, float32.
+        bias: The sum over these rows, in the dtype of the bias given.
+        mixed: No gradient but what attention gave, or None.
     """
 
     query: Tensor
     key: Tensor
     value: Tensor
     bias: Tensor
+    mixed: Tensor | None
 
 
 def _gradients(
-    grad: Tensor, inputs: tuple[Tensor, Tensor, Tensor], bias: Tensor, scale: float
+    grad: Tensor,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    bias: Tensor,
+    scale: float,
+    *,
+    mixes: bool,
 ) -> _Gradients:
-    """Make the weights of some rows again, and the gradients from them."""
-    shape, dtype = grad.shape, grad.dtype
+    """Make the weights of some rows again, the gradients from them and, if it mixes, the result.
+
+    The bias says in which dtype weights are made.
+    """
+    shape, dtype, exact = grad.shape, grad.dtype, bias.dtype
     grad, query, key, value = (x.reshape(-1, *x.shape[2:]) for x in (grad, *inputs))
-    scores = torch.bmm(query, key.mT).float().view(-1, *bias.shape)  # (B / N, N, heads, S, T)
+    scores = torch.bmm(query, key.mT).to(exact).view(-1, *bias.shape)  # (B / N, N, heads, S, T)
     weights = torch.add(bias, scores, alpha=scale).softmax(-1)
-    grad_weights = torch.bmm(grad, value.mT).float().view_as(weights)
+    grad_weights = torch.bmm(grad, value.mT).to(exact).view_as(weights)
     # What torch's own softmax does going back.
-    grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, torch.float32)
+    grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, exact)
     weights = weights.to(dtype).view(-1, *bias.shape[2:])
     rounded = grad_scores.to(dtype).view_as(weights)
     return _Gradients(
@@ -195,4 +224,5 @@ def _gradients(
         torch.bmm(rounded.mT, query).view(inputs[1].shape),
         torch.bmm(weights.mT, grad).view(inputs[2].shape),
         grad_scores.sum(0),
+        torch.bmm(weights, value).view(shape) if mixes else None,
     )

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esvit.backbones.attend import attend_self
-from esvit.backbones.linear import linear, linear_gelu
-from esvit.backbones.remake import run_twice
+from esvit.backbones.attend import attend_self, is_learned
+from esvit.backbones.lean_attention import attend_between
+from esvit.backbones.lean_mlp import feed_forward
+from esvit.backbones.linear import dtype_of, linear, linear_gelu
+from esvit.backbones.remake import remakes, use_and_remake
 
 EPS = 1e-6
 """Epsilon of layer norms; torch's own default would move region features by 3e-5."""
@@ -36,6 +38,8 @@ class Attention(nn.Module):
         # An exporter takes the common product apart again, with more copies than three products.
         if torch.compiler.is_exporting():
             return self.with_weights(x, bias)[0]
+        if bias is not None and is_learned(bias) and remakes():
+            return attend_between(self.qkv, self.proj, x.to(dtype_of(x)), bias, self.num_heads)
         return linear(self.proj, self.mix(linear(self.qkv, x), bias))
 
     def mix(self, qkv: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -90,9 +94,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Work on the last axis of (..., C)."""
-        if torch.is_grad_enabled():
-            out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-            return out
+        if torch.is_grad_enabled() and remakes():
+            return feed_forward(self.fc1, self.fc2, x.to(dtype_of(x)))
         return linear(self.fc2, linear_gelu(self.fc1, x))
 
 
@@ -121,9 +124,8 @@ class ResidualBlock(nn.Module):
     def add(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add to x what attention gave, then what the MLP gives, with stochastic depth."""
         x = x + drop_path(attended, self.drop_rate, training=self.training)
-        return x + drop_path(
-            run_twice(lambda x: self.mlp(self.norm2(x)), x), self.drop_rate, training=self.training
-        )
+        mapped = use_and_remake(self.norm2, x, self.mlp)
+        return x + drop_path(mapped, self.drop_rate, training=self.training)
 
 
 def initialise_linear(module: nn.Module) -> None:

@@ -2,17 +2,19 @@
 
 torch's own bfloat16 product on a CPU copies the bias into its result and reads it again, and a GELU
 behind it is a pass over memory more. oneDNN does all of it while it writes the result; this is the
-operator that torch.compile chooses. It has no gradient and no place in an exported graph, so
-wherever one is needed, and on all other devices, the layers are called as usual.
+operator that torch.compile chooses. It has no place in an exported graph, so there, and on all
+other devices, the layers are called as usual. Its gradient is ours, and keeps no bfloat16 copy of
+the weight, as autocast does.
 
-Shape letters: C and D channels.
+Shape letters: N rows, C and D channels.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _HAS_OPERATOR = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 """Its name is not one that torch promises to keep."""
@@ -20,20 +22,74 @@ _HAS_OPERATOR = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """Give layer(x) of x (..., C): (..., D)."""
+    dtype = dtype_of(x)
     # In float32 the usual operator is the faster one.
-    if _dtype(x) == torch.bfloat16 and _is_direct(x):
-        return _in_one_pass(layer, x, "none")
-    return cast(Tensor, layer(x))
+    if dtype != torch.bfloat16 or not _is_direct(x):
+        return cast(Tensor, layer(x))
+    # torch leaves `apply` untyped.
+    product: Tensor = _Linear.apply(x.to(dtype), layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+    return product
 
 
 def linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
     """Give the exact GELU of layer(x) of x (..., C): (..., D)."""
-    if _is_direct(x):
-        return _in_one_pass(layer, x, "gelu")
+    if _is_direct(x) and not torch.is_grad_enabled():
+        return _in_one_pass(x.to(dtype_of(x)), layer.weight, layer.bias, "gelu")
     return F.gelu(layer(x))
 
 
-def _dtype(x: Tensor) -> torch.dtype:
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Do what a linear layer does with x (..., C), in the dtype of x and without a gradient."""
+    if x.dtype == torch.bfloat16 and _is_direct(x):
+        return _in_one_pass(x, weight, bias, "none")
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def multiply_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Give the exact GELU of what `multiply` gives."""
+    if x.dtype == torch.bfloat16 and _is_direct(x):
+        return _in_one_pass(x, weight, bias, "gelu")
+    return F.gelu(multiply(x, weight, bias))
+
+
+def parameter_gradients(grad: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Give the gradients of a linear layer's weight (D, C) and bias (D,).
+
+    Args:
+        grad: (..., D), of the result.
+        x: (..., C), the input.
+        dtype: Of the parameters, and of their gradients.
+    """
+    grad = grad.reshape(-1, grad.shape[-1])
+    product = grad.mT @ x.reshape(-1, x.shape[-1])
+    return product.to(dtype), grad.sum(0).to(dtype)  # sums of bfloat16 are made in float32
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer in bfloat16 whose parameters have another type."""
+
+    @staticmethod
+    def forward(  # torch gives contexts no public type
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """Multiply."""
+        ctx.save_for_backward(x, weight)
+        return multiply(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # as above
+        """Give the gradients that are asked for."""
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        grad_x = grad @ weight.to(grad.dtype) if of_x else None
+        if not (of_weight or of_bias):
+            return grad_x, None, None
+        grad_weight, grad_bias = parameter_gradients(grad, x, weight.dtype)
+        return grad_x, grad_weight if of_weight else None, grad_bias if of_bias else None
+
+
+def dtype_of(x: Tensor) -> torch.dtype:
     """Give the type that a layer computes x in."""
     device = x.device.type
     is_autocast = torch.is_autocast_enabled(device)
@@ -41,23 +97,21 @@ def _dtype(x: Tensor) -> torch.dtype:
 
 
 def _is_direct(x: Tensor) -> bool:
-    """Whether oneDNN may be called by name: on a CPU, without gradients, and eagerly."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _HAS_OPERATOR:
+    """Whether oneDNN may be called by name: on a CPU, and eagerly."""
+    if torch.compiler.is_compiling() or not _HAS_OPERATOR:
         return False
     if x.device.type != "cpu" or not x.numel() or not torch.backends.mkldnn.enabled:
         return False
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch's
         return False
-    if _dtype(x) == torch.bfloat16:
+    if dtype_of(x) == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return _dtype(x) == torch.float32
+    return dtype_of(x) == torch.float32
 
 
-def _in_one_pass(layer: nn.Linear, x: Tensor, then: str) -> Tensor:
+def _in_one_pass(x: Tensor, weight: Tensor, bias: Tensor | None, then: str) -> Tensor:
     """Multiply, add the bias, and do what comes then: "none" or "gelu"."""
-    dtype = _dtype(x)
-    weight = layer.weight.to(dtype)
-    bias = None if layer.bias is None else layer.bias.to(dtype)
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     # The last argument is how a GELU is approximated: not at all.
-    product = torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, then, [], "none")
+    product = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
     return cast(Tensor, product)

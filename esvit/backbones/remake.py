@@ -13,9 +13,13 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
 
 _is_on = ContextVar("remake_is_on", default=True)
+
+
+def remakes() -> bool:
+    """Whether anything is made again here: a compiler chooses by itself what it keeps."""
+    return not torch.compiler.is_compiling() and _is_on.get()
 
 
 def use_and_remake(
@@ -28,7 +32,7 @@ def use_and_remake(
         x: Kept in place of make(x).
         use: Keeps its input as it is or reshaped, as `nn.Linear` does.
     """
-    if torch.compiler.is_compiling() or not _is_on.get():  # a compiler chooses what it keeps
+    if not remakes():
         return use(make(x))
     device = x.device.type
     dtype, is_autocast = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
@@ -55,21 +59,6 @@ def use_and_remake(
 
     with saved_tensors_hooks(pack, unpack):
         return use(made)
-
-
-def run_twice(layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Give layers(x) and keep only x: the backward pass runs the layers again.
-
-    It stops at the last tensor that it needs: the product of an MLP's second layer is not repeated.
-
-    Args:
-        layers: Without chance, and without uses of `use_and_remake`.
-        x: Their input.
-    """
-    if torch.compiler.is_compiling() or not _is_on.get() or not torch.is_grad_enabled():
-        return layers(x)
-    again: Tensor = checkpoint(layers, x, use_reentrant=False, preserve_rng_state=False)
-    return again
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from esvit.backbones.layers import EPS, MLP, drop_path
-from esvit.backbones.remake import run_twice
+from esvit.backbones.remake import use_and_remake
 from esvit.backbones.sliding import SlidingAttention
 from esvit.backbones.vil_attention import FullAttention, Tokens
 
@@ -76,7 +76,7 @@ class MLPLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Give the tokens (B, T, C) after this layer."""
         return x + drop_path(
-            run_twice(lambda x: self.mlp(self.norm(x)), x), self.drop_rate, training=self.training
+            use_and_remake(self.norm, x, self.mlp), self.drop_rate, training=self.training
         )
 
 

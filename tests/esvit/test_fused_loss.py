@@ -56,7 +56,7 @@ def assert_relatively_close(actual, expected, tolerance):
 def test_gradients_equal_autograds_of_the_written_out_form(
     monkeypatch, sizes, images, prototypes, length
 ):
-    budget = sweeps.CPU_BUDGET._replace(chunk_bytes=4 * 20 * prototypes)
+    budget = sweeps.CPU_BUDGET._replace(chunk_size=20 * prototypes)
     monkeypatch.setattr(sweeps, "CPU_BUDGET", budget)
     torch.manual_seed(0)
     student = unit_output(sizes, images=images, prototypes=prototypes, length=length)
@@ -88,7 +88,7 @@ def test_chunks_and_blocks_change_nothing(monkeypatch):
     torch.manual_seed(0)
     student, teacher = (unit_output((4, 4), images=3, prototypes=1000) for _ in range(2))
     whole, gradients = results(FusedLoss, student, teacher, 1000)
-    budget = sweeps.CPU_BUDGET._replace(chunk_bytes=4 * 5 * 1000, block_bytes=1)
+    budget = sweeps.CPU_BUDGET._replace(chunk_size=5 * 1000, block_bytes=1)
     monkeypatch.setattr(sweeps, "CPU_BUDGET", budget)
     cut, cut_gradients = results(FusedLoss, student, teacher, 1000)
     torch.testing.assert_close(cut.total, whole.total)

@@ -51,14 +51,20 @@ def assert_equals_recorded(actual, reference, name):
 
 @pytest.mark.parametrize("loss_class", [Loss, FusedLoss])
 @pytest.mark.parametrize(("objective", "weights"), [("view", (1, 0)), ("view_region", (0.5, 0.5))])
-def test_losses_gradients_and_centers_equal_the_recorded(reference, loss_class, objective, weights):
+@pytest.mark.parametrize("is_task_by_task", [False, True])
+def test_losses_gradients_and_centers_equal_the_recorded(
+    reference, loss_class, objective, weights, is_task_by_task
+):
     loss = loss_class(K, view_weight=weights[0], region_weight=weights[1])
     for step in ("step0", "step1"):
         student = recorded_output(reference, step, "s", SIZES)
         teacher = recorded_output(reference, step, "t", SIZES[:2])
         temperature = float(reference[f"{objective}/{step}/teacher_temp"])
-        total = loss(student, teacher, temperature).total
-        total.backward()
+        if is_task_by_task:
+            total = loss.backward(student, teacher, temperature).total
+        else:
+            total = loss(student, teacher, temperature).total
+            total.backward()
         loss.update_centers(teacher)
 
         name = f"{objective}/{step}"
@@ -181,6 +187,57 @@ def test_paper_weights_double_the_loss():
     half = Loss(6)(student, teacher, 0.5).total
     full = Loss(6, view_weight=1, region_weight=1)(student, teacher, 0.5).total
     torch.testing.assert_close(full, 2 * half)
+
+
+def with_gradients(output):
+    """The same output, each tensor the result of a network's last step."""
+    leaves = [output.view, output.regions, *output.view_prototypes, *output.region_prototypes]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    return output._replace(view=1 * output.view, regions=1 * output.regions), leaves
+
+
+@pytest.mark.parametrize("loss_class", [Loss, FusedLoss])
+@pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
+def test_task_by_task_gives_the_gradients_of_a_share_of_the_total(loss_class, centering):
+    torch.manual_seed(0)
+    given, teacher = random_output((5, 5, 2)), random_output((5, 5))
+    student, leaves = with_gradients(given)
+    losses = loss_class(6, centering=centering)(student, teacher, 0.5)
+    expected = torch.autograd.grad(0.25 * losses.total, leaves)
+    student, leaves = with_gradients(given)
+    found = loss_class(6, centering=centering).backward(student, teacher, 0.5, share=0.25)
+    torch.testing.assert_close([leaf.grad for leaf in leaves], list(expected))
+    torch.testing.assert_close(tuple(found), tuple(part.detach() for part in losses))
+    assert not found.total.requires_grad
+
+
+@pytest.mark.parametrize("loss_class", [Loss, FusedLoss])
+def test_prototypes_have_their_gradients_before_the_next_task_begins(loss_class):
+    torch.manual_seed(0)
+    student, _ = with_gradients(random_output((5, 5, 2)))
+    seen = []
+
+    class Watched(loss_class):
+        def view_task(self, student, teacher, temperature):
+            seen.append((student.region_prototypes.directions.grad, student.regions.grad))
+            return super().view_task(student, teacher, temperature)
+
+    Watched(6).backward(student, random_output((5, 5)), 0.5)
+    ((prototypes, regions),) = seen
+    assert prototypes.any()
+    assert regions.any()
+
+
+@pytest.mark.parametrize("field", ["view", "regions"])
+@pytest.mark.parametrize("who", [0, 1])
+def test_an_output_that_is_not_finite_leaves_no_finite_gradient(field, who):
+    torch.manual_seed(0)
+    outputs = [random_output((5, 5, 2)), random_output((5, 5))]
+    getattr(outputs[who], field)[0, 0] = torch.inf
+    student, leaves = with_gradients(outputs[0])
+    FusedLoss(6).backward(student, outputs[1], 0.5)
+    assert not any(leaf.grad.isfinite().any() for leaf in leaves)
 
 
 def test_forward_leaves_centers_alone():

@@ -25,6 +25,30 @@ def test_freed_memory_is_used_again_without_asking_the_system():
     assert int(answer.stdout) < 4e7 / resource.getpagesize() / 10
 
 
+MAPPED = """
+import resource, torch
+from trainer.memory import keep_freed_memory, map_large_blocks
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2 * 10**6)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+assert map_large_blocks()
+print(min(faults() for _ in range(10)))
+keep_freed_memory()
+print(min(faults() for _ in range(10)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="wants glibc")
+def test_until_it_is_kept_a_large_block_goes_back_to_the_system():
+    command = [sys.executable, "-c", MAPPED]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    before, after = map(int, answer.stdout.split())
+    pages = 8e6 / resource.getpagesize()
+    assert before > 0.9 * pages
+    assert after < 0.1 * pages
+
+
 HUGE = """
 import torch
 from pathlib import Path

@@ -7,7 +7,7 @@ from torch import nn
 from trainer.optim import (
     clip_all_gradients,
     clip_each_gradient,
-    freeze_last_layers,
+    last_layers,
     make_optimizer,
     param_groups,
     set_schedule,
@@ -99,7 +99,9 @@ def test_frozen_last_layer_neither_moves_nor_decays():
     set_schedule(optimizer, lr=0.1, weight_decay=0.5)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    freeze_last_layers(model)
+    assert len(last_layers(model)) == 2
+    for parameter in last_layers(model):
+        parameter.grad = None
     optimizer.step()
     assert torch.equal(model.last_layer.weight_v, torch.ones(5, 4))
     assert torch.equal(model.last_layer.weight_g, torch.ones(5, 1))

@@ -64,6 +64,38 @@ def test_gradients_are_the_layers_own():
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_gradients_in_bfloat16_are_autocasts_and_no_copy_of_the_weight_is_kept(has_bias):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 10, bias=has_bias), torch.randn(2, 7, 24, requires_grad=True)
+    tensors = [x, *layer.parameters()]
+    found, kept = [], []
+    for function in (lambda x: linear(layer, x), layer):
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            torch.autograd.graph.saved_tensors_hooks(
+                lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+            ),
+        ):
+            result = function(x)
+        assert result.dtype == torch.bfloat16
+        found.append(torch.autograd.grad(result.float().square().sum(), tensors))
+        is_copied = [y.dtype == torch.bfloat16 and y.numel() == 240 for y in kept]
+        assert any(is_copied) == (function is layer)
+    torch.testing.assert_close(*found, atol=0.02, rtol=0.02)
+    assert {gradient.dtype for gradient in found[0]} == {torch.float32}
+
+
+def test_parameters_without_gradients_get_none():
+    layer, x = nn.Linear(24, 10), torch.randn(7, 24, requires_grad=True)
+    layer.weight.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        linear(layer, x).float().sum().backward()
+    assert layer.weight.grad is None
+    assert x.grad is not None
+    assert layer.bias.grad is not None
+
+
 def test_gelu_is_no_pass_of_its_own_where_no_gradient_is_asked():
     layer, x = nn.Linear(24, 10), torch.randn(7, 24)
     with torch.no_grad(), Operators() as operators:

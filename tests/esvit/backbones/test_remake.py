@@ -2,7 +2,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from esvit.backbones.remake import keep_all, run_twice, use_and_remake
+from esvit.backbones.remake import keep_all, use_and_remake
 
 
 def kept_and_gradients(function, x, modules):
@@ -96,39 +96,3 @@ def test_without_gradients_it_is_a_plain_call():
     with torch.no_grad():
         result = use_and_remake(torch.sin, torch.ones(2, requires_grad=True), torch.cos)
     assert torch.equal(result, torch.cos(torch.sin(torch.ones(2))))
-
-
-def test_layers_that_run_twice_keep_their_input_alone_and_stop_early():
-    torch.manual_seed(0)
-    norm, first, second = nn.LayerNorm(8), nn.Linear(8, 32), nn.Linear(32, 8)
-    x = torch.randn(4, 8, requires_grad=True)
-    calls = []
-    for module in (norm, first, second):
-        module.register_forward_hook(lambda module, *_: calls.append(module))
-
-    def layers(x):
-        return second(F.gelu(first(norm(x))))
-
-    parameters = [*norm.parameters(), *first.parameters(), *second.parameters()]
-    with torch.autocast("cpu", torch.bfloat16):
-        plain, lean = layers(x), run_twice(layers, x)
-    expected = torch.autograd.grad(plain.float().square().sum(), [x, *parameters])
-    del calls[:]
-    found = torch.autograd.grad(lean.float().square().sum(), [x, *parameters])
-    assert calls == [norm, first]  # the second layer's product is not needed
-    assert torch.equal(plain, lean)
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
-
-
-def test_nothing_runs_twice_where_everything_is_kept():
-    x, calls = torch.ones(2, requires_grad=True), []
-
-    def layers(x):
-        calls.append(1)
-        return x.sin()
-
-    with keep_all():
-        run_twice(layers, x).sum().backward()
-    with torch.no_grad():
-        run_twice(layers, x)
-    assert len(calls) == 2

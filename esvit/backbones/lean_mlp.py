@@ -1,0 +1,83 @@
+"""An MLP that keeps nothing but its input, and whose hidden values never all live at once.
+
+They are four times as wide as the map. Both passes go through the rows a chunk at a time, each
+chunk's hidden values near a CPU's caches; the backward pass makes them again, which costs one of
+its six products.
+
+Shape letters: N rows, C channels, H hidden ones.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from esvit.backbones.linear import multiply, multiply_gelu, parameter_gradients
+
+CHUNK_BYTES = 4 * 2**20
+"""Hidden values that live at once."""
+
+GPU_CHUNK_BYTES = 2**30
+"""The same elsewhere, where calls cost more than caches save."""
+
+
+def feed_forward(fc1: nn.Linear, fc2: nn.Linear, x: Tensor) -> Tensor:
+    """Give fc2(gelu(fc1(x))) of x (..., C), which is in the dtype of all products."""
+    parameters = fc1.weight, fc1.bias, fc2.weight, fc2.bias
+    # torch leaves `apply` untyped.
+    out: Tensor = _FeedForward.apply(x.flatten(0, -2), *parameters)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], fc2.out_features)
+
+
+class _FeedForward(torch.autograd.Function):
+    """Of rows (N, C)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # torch gives contexts no public type
+        x: Tensor,
+        weight1: Tensor,
+        bias1: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+    ) -> Tensor:
+        """Give the result."""
+        ctx.save_for_backward(x, weight1, bias1, weight2)
+        first = weight1.to(x.dtype), bias1.to(x.dtype)
+        second = weight2.to(x.dtype), bias2.to(x.dtype)
+        out = x.new_empty(len(x), len(weight2))
+        for rows, result in zip(*_chunks(len(weight1), x, out), strict=True):
+            result.copy_(multiply(multiply_gelu(rows, *first), *second))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # as above
+        """Give the gradients, those of the parameters summed over the chunks."""
+        x, *parameters = ctx.saved_tensors
+        weight1, bias1, weight2 = (parameter.to(x.dtype) for parameter in parameters)
+        dtype = parameters[0].dtype
+        grad_x = torch.empty_like(x)
+        totals: list[Tensor] = []
+        for rows, grads, result in zip(*_chunks(len(weight1), x, grad, grad_x), strict=True):
+            hidden = multiply(rows, weight1, bias1)
+            of_second = parameter_gradients(grads, F.gelu(hidden), dtype)
+            grad_hidden = torch.ops.aten.gelu_backward(grads @ weight2, hidden)
+            of_first = parameter_gradients(grad_hidden, rows, dtype)
+            torch.mm(grad_hidden, weight1, out=result)
+            found = [*of_first, *of_second]
+            totals = [a.add_(b) for a, b in zip(totals, found, strict=True)] if totals else found
+        return grad_x, *totals
+
+
+def _chunks(hidden_dim: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Cut rows (N, ...) so that each chunk's hidden values are few enough."""
+    first = tensors[0]
+    chunk_bytes = CHUNK_BYTES if first.device.type == "cpu" else GPU_CHUNK_BYTES
+    num_bytes = len(first) * hidden_dim * first.element_size()
+    # Chunks of equal size want the same kernels: maps have many twos in their number of rows.
+    num_chunks = 1 << max(0, math.ceil(math.log2(max(1, num_bytes) / chunk_bytes)))
+    return [tensor.tensor_split(num_chunks) for tensor in tensors]
