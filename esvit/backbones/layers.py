@@ -38,8 +38,10 @@ class Attention(nn.Module):
         # An exporter takes the common product apart again, with more copies than three products.
         if torch.compiler.is_exporting():
             return self.with_weights(x, bias)[0]
-        if bias is not None and is_learned(bias) and remakes():
-            return attend_between(self.qkv, self.proj, x.to(dtype_of(x)), bias, self.num_heads)
+        dtype = dtype_of(x)
+        # In float32 products are most of a step: none is made again here.
+        if bias is not None and is_learned(bias) and remakes() and dtype != torch.float32:
+            return attend_between(self.qkv, self.proj, x.to(dtype), bias, self.num_heads)
         return linear(self.proj, self.mix(linear(self.qkv, x), bias))
 
     def mix(self, qkv: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -76,15 +76,17 @@ def test_nothing_but_input_and_bias_is_kept_and_no_copy_of_a_weight():
         assert sum(kept) == x.numel()
 
 
-def test_a_layer_takes_it_where_its_bias_is_learned_and_not_everything_is_kept():
+def test_a_layer_takes_it_in_bfloat16_where_its_bias_is_learned_and_not_everything_is_kept():
     attention = WindowAttention(8, 2, 3)
     nn.init.normal_(attention.relative_position_bias_table)
     x = torch.randn(2, 9, 8, requires_grad=True)
 
-    def name():
-        return type(attention(x, attention.bias(None)).grad_fn).__name__
+    def name(dtype=torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return type(attention(x, attention.bias(None)).grad_fn).__name__
 
     assert "AttendBetween" in name()
+    assert "AttendBetween" not in name(torch.float32)
     with keep_all():
         assert "AttendBetween" not in name()
     attention.requires_grad_(False)
