@@ -112,7 +112,7 @@ def seed_step(config: PretrainConfig, step: int) -> None:
 
 
 def watch_for_skips(run: Run, report: StepReport, batch: Batch) -> None:
-    """Write a step down that changed nothing, and stop after too many in a row."""
+    """Write a step down that was given up, and stop after too many in a row."""
     if report.is_finite:
         return
     note_skipped(run.config.out, run.state.step, report, batch.names)

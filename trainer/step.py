@@ -17,7 +17,7 @@ from esvit.loss import Loss, Losses
 from esvit.model import Projections
 from esvit.teacher import update_teacher
 from trainer import distributed, schedule
-from trainer.early_updates import EarlyUpdates
+from trainer.early_updates import update_early
 from trainer.optim import clip_all_gradients, clip_each_gradient, last_layers, set_schedule
 from trainer.schedule import ScheduleConfig, Scheduled
 
@@ -58,7 +58,7 @@ class TrainState:
         optimizer: Of the student's parameters, made by `make_optimizer`.
         loss: Holds the centers.
         step: Steps done, skipped ones included.
-        num_skipped: Steps that changed nothing because a gradient was not finite.
+        num_skipped: Steps that were given up because a gradient was not finite.
         num_skipped_in_a_row: Of these, the ones since the last good step.
     """
 
@@ -103,6 +103,8 @@ def train_step(
     A step whose gradients are not finite changes nothing but the counters, and centers that are
     solved for on each batch. Whether they are is asked of the gradients, which are the same in all
     processes, and together with the numbers of the report: the step waits for the device once.
+    Where parameters are updated early and a gradient overflows inside the network, though all
+    outputs were finite, the layers behind it have moved already; teacher and centers have not.
 
     Args:
         state: Changed in place.
@@ -120,9 +122,9 @@ def train_step(
     frozen = set(last_layers(state.student)) if is_frozen else set()
     is_early = _may_update_early(state.student, parts, config)
     if is_early:
-        with EarlyUpdates(state.optimizer, clip_norm=config.clip_norm, frozen=frozen) as early:
+        with update_early(state.optimizer, clip_norm=config.clip_norm, frozen=frozen) as found:
             teacher_parts, losses = _accumulate(state, parts, values.teacher_temperature, config)
-        norms = torch.cat(early.norms)
+        norms = torch.cat(found)
     else:
         teacher_parts, losses = _accumulate(state, parts, values.teacher_temperature, config)
         losses = _average_over_processes(state.student, losses)

@@ -1,8 +1,8 @@
 """Attention from one linear layer to the other, which keeps nothing but its input.
 
 Queries, keys, values and what they mix to are four times the input. The backward pass makes the
-first three again by one product, a quarter of those of attention; the last falls off on the way,
-for the weights are made again anyway (`attend.py`).
+first three again by one product, which adds a quarter to what the linear layers multiply in both
+passes; the last falls off on the way, for the weights are made again anyway (`attend.py`).
 
 Shape letters: B windows of a batch, N biases, T tokens that see each other, C channels.
 """

@@ -1,8 +1,8 @@
 """An MLP that keeps nothing but its input, and whose hidden values never all live at once.
 
 They are four times as wide as the map. Both passes go through the rows a chunk at a time, each
-chunk's hidden values near a CPU's caches; the backward pass makes them again, which costs one of
-its six products.
+chunk's hidden values near a CPU's caches; the backward pass makes them again, which costs a product
+beside the six of both passes.
 
 Shape letters: N rows, C channels, H hidden ones.
 """

@@ -3,10 +3,10 @@
 torch's own bfloat16 product on a CPU copies the bias into its result and reads it again, and a GELU
 behind it is a pass over memory more. oneDNN does all of it while it writes the result; this is the
 operator that torch.compile chooses. It has no place in an exported graph, so there, and on all
-other devices, the layers are called as usual. Its gradient is ours, and keeps no bfloat16 copy of
-the weight, as autocast does.
+other devices, the layers are called as usual. Its gradient is ours: autocast's would keep a copy of
+the weight in bfloat16.
 
-Shape letters: N rows, C and D channels.
+Shape letters: C and D channels.
 """
 
 from typing import Any, cast

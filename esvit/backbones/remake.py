@@ -2,8 +2,7 @@
 
 A linear layer keeps its input, for the gradient of its weight. Where that input comes out of a
 layer norm, which keeps its own input as well, it can be made again from that, and no matrix product
-is repeated. An MLP's hidden values, four times as wide as the map, are two fifths of what a
-transformer's block keeps; to make them again costs one of the block's four products.
+is repeated. What is worth a product is made again in `lean_attention.py` and `lean_mlp.py`.
 """
 
 from collections.abc import Callable, Generator

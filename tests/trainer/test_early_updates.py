@@ -6,7 +6,7 @@ import torch
 from tests.trainer.tiny import snapshot, step, tiny_state, tiny_views
 from trainer import early_updates
 from trainer import step as step_module
-from trainer.early_updates import EarlyUpdates
+from trainer.early_updates import update_early
 
 
 def moments(state):
@@ -38,13 +38,13 @@ def test_steps_equal_those_with_updates_afterwards_bit_for_bit(monkeypatch, prec
 def test_no_gradient_outlives_its_update(monkeypatch):
     monkeypatch.setattr(early_updates, "BATCH_BYTES", 1)
     state, held = tiny_state(), []
-    update = EarlyUpdates._update
+    make = early_updates._Updates.make
 
     def watched(self):
         held.append(sum(p.grad is not None for p in state.student.parameters()))
-        update(self)
+        make(self)
 
-    monkeypatch.setattr(EarlyUpdates, "_update", watched)
+    monkeypatch.setattr(early_updates._Updates, "make", watched)
     step(state, [tiny_views()])
     assert max(held) == 1
     assert all(parameter.grad is None for parameter in state.student.parameters())
@@ -84,7 +84,7 @@ def test_after_a_failure_nothing_is_updated_and_no_hook_is_left():
     optimizer = torch.optim.AdamW([weight], lr=1.0)
 
     def fail():
-        with EarlyUpdates(optimizer, clip_norm=1.0, frozen=set()):
+        with update_early(optimizer, clip_norm=1.0, frozen=set()):
             weight.sum().backward()
             raise KeyboardInterrupt
 
