@@ -1,33 +1,30 @@
-"""Images a second and peak memory of a training step of Swin-T, window 7: ours and as published.
+"""A training step of Swin-T, window 7: ours beside the published code's, in time and memory.
 
-    python -m benchmarks.train_step [--batch 4] [--repetitions 5] [--rounds 1]
+    python -m benchmarks.train_step [--batch 4] [--repetitions 10] [--forms ours recompute]
 
 A step is 2 views of 224 px and 8 of 96 px, both tasks with K = 65536 prototypes: teacher, student,
 losses, backward, clipping, AdamW, the teacher's average and the centers. `ours` is the whole of
 `trainer.step.train_step`, with memory as `trainer.pretrain` holds it, `recompute` the same with
 `--compute.recompute`. `published` is what the published code does with the same parameters and
-views (`benchmarks.published`). Every case has a process of its own; its peak memory is that of the
-whole process.
+views (`benchmarks.published`), in bf16 under autocast.
+
+Every case is a process of its own, whose peak memory is that of the whole process. The published
+code in both precisions takes turns with a form of ours in both (`benchmarks.turns`): 15 GB at once.
 Ours is measured with the C library's memory and, where it is installed, with that of tcmalloc.
 """
 
 import argparse
-import itertools
-import json
-import os
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from ctypes.util import find_library
-from pathlib import Path
-from typing import Any
+from functools import partial
+from itertools import product
+from statistics import median
 
 import torch
 from torch import Tensor
 
 from benchmarks import published
+from benchmarks.turns import Case, Result, Work, run_in_turns, status_mb, times_as_fast
 from esvit.backbones import build
 from esvit.config import BACKBONES, HeadConfig
 from esvit.fused_loss import FusedLoss
@@ -42,6 +39,7 @@ from trainer.step import StepConfig, TrainState, train_step
 SIDES = (224, 224) + 8 * (96,)
 
 OURS = ("ours", "recompute")
+PRECISIONS = ("fp32", "bf16")
 
 Step = Callable[[list[Tensor]], float]
 """Does a step on views and gives its loss."""
@@ -86,16 +84,8 @@ def published_step(precision: str) -> Step:
     )
 
 
-def peak_mb() -> float:
-    """Read the most memory this process has held, in megabytes (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise ValueError("/proc/self/status has no VmHWM")
-
-
-def measure(form: str, precision: str, batch: int, repetitions: int) -> None:
-    """Measure one case in this process and print it as JSON."""
+def prepare(form: str, precision: str, batch: int) -> Work:
+    """Make a process ready to do steps."""
     if form in OURS:
         map_large_blocks()
         ask_for_huge_pages()
@@ -105,61 +95,47 @@ def measure(form: str, precision: str, batch: int, repetitions: int) -> None:
     else:
         step = published_step(precision)
     views = [torch.randn(batch, 3, side, side) for side in SIDES]
-    seconds = []
-    for _ in range(repetitions + WARM_UP):
-        start = time.perf_counter()
-        loss = step(views)
-        seconds.append(time.perf_counter() - start)
-        if form in OURS and len(seconds) == 1:
+    for number in range(WARM_UP):
+        step(views)
+        if form in OURS and number == 0:
             keep_freed_memory()
-    print(json.dumps({"seconds": seconds[WARM_UP:], "peak_mb": peak_mb(), "loss": loss}))
+    return Work(lambda: step(views), lambda: status_mb("VmHWM"))
 
 
-def run_case(*arguments: str, preload: str | None) -> dict[str, Any]:
-    """Measure one case in a process of its own, with the functions of a library before others'."""
-    command = [sys.executable, "-m", "benchmarks.train_step", "--case", *arguments]
-    environment = {**os.environ, "LD_PRELOAD": preload} if preload else None
-    answer = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=environment
-    ).stdout
-    case: dict[str, Any] = json.loads(answer)  # a process's JSON
-    return case
-
-
-def compare(batch: int, repetitions: int) -> None:
-    """Run all cases in turn and print a line for each, beside the published form in fp32."""
-    print("form       memory   precision   s/step (fastest)   images/s   times    peak MB   share")
+def compare(forms: list[str], batch: int, repetitions: int) -> None:
+    """Run each form of ours beside the published code; print a line for each two that matter."""
+    print(f"{'form':10s} {'memory':9s} {'s/step':20s} times as fast         {'peak MB':20s} share")
     tcmalloc = find_library("tcmalloc_minimal")
-    memories = {"system": None} | ({"tcmalloc": tcmalloc} if tcmalloc else {})
-    cases = [("published", "system"), *itertools.product(OURS, memories)]
-    first: dict[str, float] = {}
-    for (form, memory), precision in itertools.product(cases, ("fp32", "bf16")):
-        words = (form, precision, str(batch), str(repetitions))
-        case = run_case(*words, preload=memories[memory])
-        median, peak = statistics.median(case["seconds"]), case["peak_mb"]
-        first = first or {"median": median, "peak": peak}
-        print(
-            f"{form:10s} {memory:8s} {precision:9s} {median:8.2f} ({min(case['seconds']):.2f}) "
-            f"{batch / median:14.2f} {first['median'] / median:7.2f} "
-            f"{peak:10.0f} {peak / first['peak']:7.2f}",
-            flush=True,
+    libraries = {"system": None} | ({"tcmalloc": tcmalloc} if tcmalloc else {})
+    published = [Case(partial(prepare, "published", precision, batch)) for precision in PRECISIONS]
+    for form, (memory, library) in product(forms, libraries.items()):
+        ours = [Case(partial(prepare, form, precision, batch), library) for precision in PRECISIONS]
+        results = run_in_turns([*published, *ours], repetitions)
+        theirs, its = (
+            dict(zip(PRECISIONS, some, strict=True)) for some in (results[:2], results[2:])
         )
+        for precision, beside in (("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")):
+            line = in_words(its[precision], precision, theirs[beside], beside)
+            print(f"{form:10s} {memory:9s} {line}", flush=True)
+
+
+def in_words(ours: Result, precision: str, published: Result, its_precision: str) -> str:
+    """Write down what ours takes beside the published code."""
+    times = times_as_fast(published, ours)
+    seconds = f"{precision} {ours.median:5.2f}, {its_precision} {published.median:5.2f}"
+    speed = f"{median(times):5.2f} ({times[0]:.2f} to {times[-1]:.2f})"
+    memory = f"{ours.peak_mb:.0f}, {published.peak_mb:.0f}"
+    return f"{seconds:20s} {speed:21s} {memory:20s} {ours.peak_mb / published.peak_mb:.2f}"
 
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Images a second of a training step.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--repetitions", type=int, default=10)
+    parser.add_argument("--forms", nargs="+", choices=OURS, default=OURS)
     options = parser.parse_args()
-    if options.case:
-        form, precision, batch, repetitions = options.case
-        measure(form, precision, int(batch), int(repetitions))
-    else:
-        for _ in range(options.rounds):
-            compare(options.batch, options.repetitions)
+    compare(options.forms, options.batch, options.repetitions)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,11 @@ def is_learned(bias: Tensor) -> bool:
 def attend_fused(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
 ) -> Tensor:
-    """Let torch choose the operator."""
+    """Let torch choose the operator.
+
+    On a CPU that is a slow one for a bias that wants a gradient, even where none is being made: a
+    function with a backward pass of its own calls this with a detached one.
+    """
     if bias is not None:
         repeats = len(query) // len(bias)
         bias = bias.to(query.dtype).expand(repeats, *bias.shape).flatten(0, 1)
@@ -104,7 +108,7 @@ class _AttendWithBias(torch.autograd.Function):
         """Attend."""
         ctx.save_for_backward(query, key, value, bias)
         ctx.scale = scale
-        return attend_fused(query, key, value, bias, scale)
+        return attend_fused(query, key, value, bias.detach(), scale)
 
     @staticmethod
     @once_differentiable
@@ -126,7 +130,7 @@ class _AttendSelfWithBias(torch.autograd.Function):
         """Attend."""
         ctx.save_for_backward(qkv, bias)
         ctx.scale = scale
-        return attend_fused(*apart(qkv), bias, scale)
+        return attend_fused(*apart(qkv), bias.detach(), scale)
 
     @staticmethod
     @once_differentiable

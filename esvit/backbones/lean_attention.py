@@ -54,7 +54,7 @@ class _AttendBetween(torch.autograd.Function):
         ctx.save_for_backward(x, qkv_weight, qkv_bias, proj_weight, bias)
         ctx.num_heads = num_heads
         qkv = _split(multiply(x, qkv_weight, qkv_bias), num_heads)
-        mixed = attend_fused(*apart(qkv), bias, qkv.shape[-1] ** -0.5)
+        mixed = attend_fused(*apart(qkv), bias.detach(), qkv.shape[-1] ** -0.5)
         return multiply(mixed.transpose(1, 2).flatten(2), proj_weight, proj_bias)
 
     @staticmethod

@@ -54,7 +54,8 @@ class WindowAttention(Attention):
         """Add the mask (N, 1, M * M, M * M) to the position bias: (1 or N, heads, M * M, M * M)."""
         area = self.relative_position_index.shape[0]
         rows = self.relative_position_bias_table[self.relative_position_index.flatten()]
-        bias = rows.view(area, area, self.num_heads).permute(2, 0, 1)[None]
+        # In the order in which attention reads it: it does so once for each window.
+        bias = rows.view(area, area, self.num_heads).permute(2, 0, 1)[None].contiguous()
         return bias if mask is None else bias + mask
 
 

@@ -98,3 +98,17 @@ def test_of_a_common_product_nothing_else_is_kept():
 def test_nothing_of_the_size_of_the_weights_is_kept():
     tensors = inputs(6, 3, queries=50, keys=50)
     assert kept_by(lambda: attend(*tensors, 0.3)) == sum(x.numel() for x in tensors)
+
+
+@pytest.mark.parametrize("biases", [1, 3])
+@pytest.mark.parametrize("form", ["apart", "common"])
+def test_a_learned_bias_does_not_keep_torch_from_its_fused_operator(form, biases):
+    query, key, value, bias = inputs(6, biases, queries=5, keys=5)
+    with torch.profiler.profile() as profile:
+        if form == "apart":
+            attend(query, key, value, bias, 0.3)
+        else:
+            attend_self(torch.stack([query, key, value], 2).transpose(1, 3), bias, 0.3)
+    names = {event.name for event in profile.events()}
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names
+    assert "aten::_scaled_dot_product_attention_math" not in names

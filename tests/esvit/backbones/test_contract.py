@@ -155,8 +155,9 @@ def test_evaluation_is_deterministic_and_drop_path_rests(kind):
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's
 @every_kind
 def test_compiler_sees_one_graph_and_gives_the_same_gradients(kind):
-    backbone = tiny(kind)
-    images = torch.randn(1, 3, 40, 72)
+    # In float32 the operators that torch chooses for the two round as much as a tolerance allows.
+    backbone = tiny(kind).double()
+    images = torch.randn(1, 3, 40, 72, dtype=torch.float64)
     torch.compiler.reset()
     compiled = torch.compile(backbone, backend="eager", fullgraph=True)
     parameters = list(backbone.parameters())

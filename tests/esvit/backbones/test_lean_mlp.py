@@ -22,10 +22,14 @@ def gradients(function, x, fc1, fc2):
     return result, torch.autograd.grad((result.float() * weights).sum(), tensors)
 
 
+@pytest.mark.parametrize("worth_keeping", [8, 9])
 @pytest.mark.parametrize("chunk_bytes", [1, 4 * 24 * 5, 4 * 2**20])
 @pytest.mark.parametrize("shape", [(7, 8), (2, 3, 5, 8), (1, 8), (0, 8)])
-def test_gradients_equal_autograds_of_the_written_out_form(monkeypatch, shape, chunk_bytes):
+def test_gradients_equal_autograds_of_the_written_out_form(
+    monkeypatch, shape, chunk_bytes, worth_keeping
+):
     monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(module, "WORTH_KEEPING", worth_keeping)
     fc1, fc2 = layers()
     x = torch.randn(shape)
     lean = gradients(lambda x: feed_forward(fc1, fc2, x), x, fc1, fc2)
@@ -48,8 +52,8 @@ def test_bfloat16_is_as_near_to_float32_as_autocast():
         assert (actual - expected).norm() <= 1.5 * (beside - expected).norm()
 
 
-def test_nothing_but_the_input_is_kept_and_no_copy_of_a_weight():
-    mlp = MLP(8, 24)
+def kept_by(mlp, x, dtype):
+    """Count the numbers that are kept for the backward pass, the parameters themselves left out."""
     addresses = {parameter.data_ptr() for parameter in mlp.parameters()}
     kept = []
 
@@ -57,15 +61,25 @@ def test_nothing_but_the_input_is_kept_and_no_copy_of_a_weight():
         kept.append(0 if tensor.data_ptr() in addresses else tensor.numel())
         return tensor
 
-    x = torch.randn(5, 8, requires_grad=True)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", dtype, enabled=dtype is not None),
+    ):
+        mlp(x)
+    return sum(kept)
+
+
+def test_nothing_but_the_input_is_kept_and_no_copy_of_a_weight():
+    mlp, x = MLP(8, 24), torch.randn(5, 8, requires_grad=True)
     for dtype in (None, torch.bfloat16):
-        del kept[:]
-        with (
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-            torch.autocast("cpu", dtype, enabled=dtype is not None),
-        ):
-            mlp(x)
-        assert sum(kept) == x.numel()
+        assert kept_by(mlp, x, dtype) == x.numel()
+
+
+def test_hidden_values_are_kept_where_they_are_dear_and_only_in_float32(monkeypatch):
+    monkeypatch.setattr(module, "WORTH_KEEPING", 8)
+    mlp, x = MLP(8, 24), torch.randn(5, 8, requires_grad=True)
+    assert kept_by(mlp, x, None) == x.numel() + 5 * 24
+    assert kept_by(mlp, x, torch.bfloat16) == x.numel()
 
 
 def test_where_everything_is_kept_the_layers_are_autograds_own():
