@@ -227,7 +227,9 @@ def test_training_gives_the_same_numbers_and_reaches_every_parameter(tiny_backbo
 def test_compiler_sees_one_graph_and_gives_the_same_gradients(
     tiny_backbone, monkeypatch, is_layout_known
 ):
-    images = torch.randn(1, 3, 40, 72)
+    # In float32 the operators that torch chooses for the two round as much as a tolerance allows.
+    tiny_backbone.double()
+    images = torch.randn(1, 3, 40, 72, dtype=torch.float64)
     monkeypatch.setattr(windows, "_layouts", {})
     if is_layout_known:
         tiny_backbone(images)
