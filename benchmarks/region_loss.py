@@ -5,22 +5,20 @@
 One image has the regions of 2 views of 224 px (49 each) and 8 of 96 px (9 each) in the student, of
 the former in the teacher; a 256-d bottleneck. What is timed is what a training step does between
 the bottleneck and its gradient: the head's last matrix product, matching, loss, backward, in the
-same precision on both sides. Every case has a process of its own. Its extra memory is the peak of
-the resident set over what was resident before the first call.
+same precision on both sides. Each form has a process of its own, and the two take turns
+(`benchmarks.turns`). Its extra memory is the peak of the resident set over what was resident before
+the first call.
 """
 
 import argparse
-import json
-import statistics
-import subprocess
-import sys
-import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 import torch
 from torch.nn import functional as F
 
+from benchmarks.turns import Case, Work, run_in_turns, status_mb, times_as_fast
 from esvit.fused_loss import FusedLoss
 from esvit.head import Prototypes
 from esvit.loss import Loss
@@ -41,64 +39,45 @@ def make_output(batch: int, sizes: tuple[int, ...], num_prototypes: int) -> Proj
     return Projections(rows, prototypes, rows, prototypes, features, sizes)
 
 
-def resident_mb(field: str) -> float:
-    """Read a field of this process's memory, in megabytes (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise ValueError(f"/proc/self/status has no {field}")
-
-
-def measure(form: str, precision: str, batch: int, repetitions: int, num_prototypes: int) -> None:
-    """Measure one case in this process and print it as JSON."""
+def prepare(form: str, precision: str, batch: int, num_prototypes: int) -> Work:
+    """Make a process ready, past its first call."""
     torch.manual_seed(0)
     student = make_output(batch, SIZES, num_prototypes)
     teacher = make_output(batch, SIZES[:2], num_prototypes)
     loss = FORMS[form](num_prototypes, view_weight=0, region_weight=1)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident
-    before = resident_mb("VmRSS")
-    seconds = []
-    for _ in range(repetitions + 1):
+
+    def turn() -> None:
         for leaf in (student.view, *student.view_prototypes):
             leaf.grad = None
-        start = time.perf_counter()
         with torch.autocast("cpu", enabled=precision == "bf16"):
             total = loss(student, teacher, 0.04).total
         total.backward()
-        seconds.append(time.perf_counter() - start)
-    case = {
-        "seconds": seconds[1:],
-        "extra_mb": resident_mb("VmHWM") - before,
-        "loss": total.item(),
-        "threads": torch.get_num_threads(),
-    }
-    print(json.dumps(case))
 
-
-def run_case(*arguments: str) -> dict[str, Any]:
-    """Measure one case in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.region_loss", "--case", *arguments]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    case: dict[str, Any] = json.loads(answer)  # a process's JSON
-    case["median"] = statistics.median(case["seconds"])
-    return case
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident
+    before = status_mb("VmRSS")
+    turn()
+    return Work(turn, lambda: status_mb("VmHWM") - before)
 
 
 def compare(batches: list[int], repetitions: int, num_prototypes: int) -> None:
     """Run all cases, print a line for each batch and precision, and the growth with the batch."""
-    print("precision  batch   written s    fused s   times    written MB   fused MB   share")
+    print(
+        "precision  batch   written s    fused s   times as fast        written MB   fused MB share"
+    )
     for precision in ("fp32", "bf16"):
         fused_mb = []
         for batch in batches:
-            written, fused = (
-                run_case(form, precision, str(batch), str(repetitions), str(num_prototypes))
-                for form in FORMS
-            )
-            fused_mb.append(fused["extra_mb"])
+            cases = [
+                Case(partial(prepare, form, precision, batch, num_prototypes)) for form in FORMS
+            ]
+            written, fused = run_in_turns(cases, repetitions)
+            times = times_as_fast(written, fused)
+            speed = f"{median(times):.2f} ({times[0]:.2f} to {times[-1]:.2f})"
+            fused_mb.append(fused.peak_mb)
             print(
-                f"{precision:9s} {batch:6d} {written['median']:11.3f} {fused['median']:10.3f} "
-                f"{written['median'] / fused['median']:7.2f} {written['extra_mb']:13.0f} "
-                f"{fused['extra_mb']:10.0f} {fused['extra_mb'] / written['extra_mb']:7.3f}",
+                f"{precision:9s} {batch:6d} {written.median:11.3f} {fused.median:10.3f}   "
+                f"{speed:20s} {written.peak_mb:11.0f} {fused.peak_mb:10.0f} "
+                f"{fused.peak_mb / written.peak_mb:6.3f}",
                 flush=True,
             )
         print(f"{precision}: fused memory grows {max(fused_mb) / min(fused_mb):.2f} times")
@@ -110,13 +89,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 32])
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--num-prototypes", type=int, default=65536)
-    parser.add_argument("--case", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.case:
-        form, precision, *counts = options.case
-        measure(form, precision, *map(int, counts))
-    else:
-        compare(options.batches, options.repetitions, options.num_prototypes)
+    compare(options.batches, options.repetitions, options.num_prototypes)
 
 
 if __name__ == "__main__":
