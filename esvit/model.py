@@ -94,7 +94,7 @@ class EsViT(nn.Module):
         the pass of the losses that never store logits.
 
         Args:
-            views: V batches (B, 3, H, W) of any sizes; those of equal size share a pass.
+            views: V batches (B, 3, H, W) of any sizes; those of equal size share a batch.
         """
         pooled, regions, regions_per_view = self.features(views)
         region_head = self.head_dense
@@ -119,7 +119,7 @@ class EsViT(nn.Module):
         )
 
     def features(self, views: Sequence[Tensor]) -> ViewFeatures:
-        """Run the backbone over views, those of equal size in one pass.
+        """Run the backbone over views, those of equal size in one batch.
 
         Raises:
             ValueError: if there is no view, or views differ in their number of images.
@@ -127,8 +127,9 @@ class EsViT(nn.Module):
         if not views or len({len(view) for view in views}) != 1:
             raise ValueError(f"views hold {[len(v) for v in views]} images, expected equal numbers")
         of_view: dict[int, Features] = {}
-        for numbers in _equal_sizes(views):
-            pooled, regions = self.backbone(torch.cat([views[number] for number in numbers]))
+        groups = _equal_sizes(views)
+        batches = [torch.cat([views[number] for number in numbers]) for numbers in groups]
+        for numbers, (pooled, regions) in zip(groups, self.backbone.features(batches), strict=True):
             parts = zip(pooled.chunk(len(numbers)), regions.chunk(len(numbers)), strict=True)
             of_view |= zip(numbers, (Features(*part) for part in parts), strict=True)
         in_order = [of_view[number] for number in range(len(views))]

@@ -42,24 +42,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale
     return attended
 
 
-def attend_self(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Attend among the tokens of each row.
-
-    Args:
-        qkv: (B, T, 3, heads, D), queries, keys and values.
-        bias: (N, heads, T, T) as `attend` takes it, or None for none.
-        scale: Of the scores.
-
-    Returns:
-        (B, heads, T, D).
-    """
-    if bias is None or torch.compiler.is_compiling() or not is_learned(bias):
-        return attend(*apart(qkv), bias, scale)
-    # torch leaves `apply` untyped.
-    attended: Tensor = _AttendSelfWithBias.apply(qkv, bias, scale)  # type: ignore[no-untyped-call]
-    return attended
-
-
 def attend_with_weights(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -117,29 +99,6 @@ class _AttendWithBias(torch.autograd.Function):
         *inputs, bias = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in inputs]
         return *grads, fill_gradients(grads, grad, inputs, bias, ctx.scale), None
-
-
-class _AttendSelfWithBias(torch.autograd.Function):
-    """The same among tokens whose queries, keys and values come from a common product.
-
-    Their gradients are written where the product's is wanted, and not put together afterwards.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, bias: Tensor, scale: float) -> Tensor:  # as above
-        """Attend."""
-        ctx.save_for_backward(qkv, bias)
-        ctx.scale = scale
-        return attend_fused(*apart(qkv), bias.detach(), scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # as above
-        """Give the two gradients."""
-        qkv, bias = ctx.saved_tensors
-        grad_qkv = torch.empty_like(qkv)
-        grad_bias = fill_gradients(apart(grad_qkv), grad, apart(qkv), bias, ctx.scale)
-        return grad_qkv, grad_bias, None
 
 
 def apart(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,9 +17,9 @@ regions (positions of the last map, row by row), D the channels of several block
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,13 @@ class Backbone(nn.Module, ABC):
     def forward(self, images: Tensor) -> Features:
         """Give pooled (B, C) and region (B, L, C) features."""
 
+    def features(self, batches: Sequence[Tensor]) -> list[Features]:
+        """Give features of batches of images, each batch of a size of its own.
+
+        A backbone may do for all of them at once what does not depend on the size.
+        """
+        return [self(images) for images in batches]
+
     @abstractmethod
     def last_blocks(self, images: Tensor, n: int) -> Tensor:
         """Give pooled outputs (B, D) of the last n blocks, the oldest first.
@@ -121,13 +128,14 @@ class Backbone(nn.Module, ABC):
     def all_outputs(self, images: Tensor, n: int) -> AllOutputs:
         """Give all of `forward`, `attention`, `last_blocks`, `pyramid` from a single pass."""
 
-    def run_block(self, block: nn.Module, x: Tensor, *size: int) -> Tensor:
+    def run_block(self, block: nn.Module, x: Tensor, *size: Any) -> Tensor:
         """Run a block; if `recompute` is set, keep of it only its input for the backward pass.
 
         Args:
             block: Maps x, and the size if there is one, to a tensor.
             x: Its input.
-            size: Height and width of the map in x, for blocks that could not tell.
+            size: What a block could not tell of x: height and width of its map, or the sizes of all
+                maps in it.
         """
         if not self.recompute or not torch.is_grad_enabled():
             return cast(Tensor, block(x, *size))

@@ -5,14 +5,16 @@ Module names are those of the published checkpoints.
 Shape letters: B batch, or windows of a batch, T tokens that see each other, C channels.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esvit.backbones.attend import attend_self, is_learned
-from esvit.backbones.lean_attention import attend_between
+from esvit.backbones.attend import apart, attend
 from esvit.backbones.lean_mlp import feed_forward
 from esvit.backbones.linear import dtype_of, linear, linear_gelu
+from esvit.backbones.packed import MapSize
 from esvit.backbones.remake import remakes, use_and_remake
 
 EPS = 1e-6
@@ -38,10 +40,6 @@ class Attention(nn.Module):
         # An exporter takes the common product apart again, with more copies than three products.
         if torch.compiler.is_exporting():
             return self.with_weights(x, bias)[0]
-        dtype = dtype_of(x)
-        # In float32 products are most of a step: none is made again here.
-        if bias is not None and is_learned(bias) and remakes() and dtype != torch.float32:
-            return attend_between(self.qkv, self.proj, x.to(dtype), bias, self.num_heads)
         return linear(self.proj, self.mix(linear(self.qkv, x), bias))
 
     def mix(self, qkv: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -56,7 +54,7 @@ class Attention(nn.Module):
         """
         num, T, width = qkv.shape
         qkv = qkv.view(num, T, 3, self.num_heads, width // (3 * self.num_heads))
-        mixed = attend_self(qkv, bias, qkv.shape[-1] ** -0.5)
+        mixed = attend(*apart(qkv), bias, qkv.shape[-1] ** -0.5)
         return mixed.transpose(1, 2).flatten(2)
 
     def with_weights(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -101,15 +99,31 @@ class MLP(nn.Module):
         return linear(self.fc2, linear_gelu(self.fc1, x))
 
 
-def drop_path(x: Tensor, rate: float, *, training: bool) -> Tensor:
+def drop_path(x: Tensor, rate: float, *, training: bool, sizes: Sequence[MapSize] = ()) -> Tensor:
     """In training, drop x of whole samples at random with the given rate, and scale the rest up.
 
     Stochastic depth (Huang et al. 2016), drawn for each sample: the mean stays what it was.
+
+    Args:
+        x: (B, ...), or rows (R, C) of maps of these sizes.
+        rate: In [0, 1).
+        training: Whether anything is dropped.
+        sizes: Of the maps.
     """
     if not training or not rate:
         return x
-    kept = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) >= rate
+    num_samples = sum(size.number for size in sizes) if sizes else len(x)
+    kept = torch.rand(num_samples, device=x.device) >= rate
+    if sizes:
+        by_size = torch.split(kept, [size.number for size in sizes])
+        kept = torch.cat([_at_each(k, s) for k, s in zip(by_size, sizes, strict=True)])
+    kept = kept.view(-1, *[1] * (x.dim() - 1))
     return x * (kept.to(x.dtype) / (1.0 - rate))
+
+
+def _at_each(values: Tensor, size: MapSize) -> Tensor:
+    """Repeat values (B,) of maps at each of their positions: (R,)."""
+    return values[:, None].expand(-1, size.height * size.width).flatten()
 
 
 class ResidualBlock(nn.Module):
@@ -123,11 +137,17 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, EPS)
         self.mlp = MLP(dim, int(dim * mlp_ratio))
 
-    def add(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Add to x what attention gave, then what the MLP gives, with stochastic depth."""
-        x = x + drop_path(attended, self.drop_rate, training=self.training)
+    def add(self, x: Tensor, attended: Tensor, *sizes: MapSize) -> Tensor:
+        """Add to x what attention gave, then what the MLP gives, with stochastic depth.
+
+        Args:
+            x: (B, ..., C), or rows (R, C) of maps of these sizes.
+            attended: Of the same shape.
+            sizes: Of the maps.
+        """
+        x = x + drop_path(attended, self.drop_rate, training=self.training, sizes=sizes)
         mapped = use_and_remake(self.norm2, x, self.mlp)
-        return x + drop_path(mapped, self.drop_rate, training=self.training)
+        return x + drop_path(mapped, self.drop_rate, training=self.training, sizes=sizes)
 
 
 def initialise_linear(module: nn.Module) -> None:

@@ -1,13 +1,17 @@
-"""Attention from one linear layer to the other, which keeps nothing but its input.
+"""Attention inside the windows of maps of several sizes, which keeps little for its backward pass.
 
-Queries, keys, values and what they mix to are four times the input. The backward pass makes the
-first three again by one product, which adds a quarter to what the linear layers multiply in both
-passes; the last falls off on the way, for the weights are made again anyway (`attend.py`).
+The biases that are learned differ by what a size hides from whom; all else that has weights is done
+once for all sizes. Weights of attention are made again going back (`attend.py`).
 
-Shape letters: B windows of a batch, N biases, T tokens that see each other, C channels.
+Queries, keys, values and what they mix to are four times the input. `attend_between` keeps nothing
+but that: the backward pass makes the first three again by one product, which adds a quarter to what
+the linear layers multiply in both passes; the last falls off on the way.
+
+Shape letters: R rows, S slots, C channels, N biases, T slots of a window.
 """
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,27 +19,81 @@ from torch.autograd.function import once_differentiable
 
 from esvit.backbones.attend import apart, attend_fused, fill_gradients
 from esvit.backbones.linear import multiply, parameter_gradients
+from esvit.backbones.packed import Part, fill_rows, to_rows, to_slots
 
 
-def attend_between(
-    qkv: nn.Linear, proj: nn.Linear, x: Tensor, bias: Tensor, num_heads: int
-) -> Tensor:
-    """Attend among the tokens of each row.
+class Scores(NamedTuple):
+    """What is known of the scores before queries and keys are.
+
+    Attributes:
+        num_heads: Of the attention.
+        parts: Which slots lie where.
+        biases: For each part (N, heads, T, T) added to the scores, N windows a map or 1 for all.
+    """
+
+    num_heads: int
+    parts: Sequence[Part]
+    biases: Sequence[Tensor]
+
+
+def mix(qkv: Tensor, scores: Scores) -> Tensor:
+    """Attend inside windows.
+
+    Args:
+        qkv: (S, 3 * C), queries, keys and values of the slots.
+        scores: What is added to the scores, and to which.
+
+    Returns:
+        (R, C) of the rows, with padding left out.
+    """
+    num_heads, parts, biases = scores
+    # torch leaves `apply` untyped.
+    mixed: Tensor = _Mix.apply(qkv, num_heads, parts, *biases)  # type: ignore[no-untyped-call]
+    return mixed
+
+
+def attend_between(qkv: nn.Linear, proj: nn.Linear, x: Tensor, scores: Scores) -> Tensor:
+    """Attend inside windows, from one linear layer to the other.
 
     Args:
         qkv: Gives queries, keys and values.
         proj: Takes what they mix to.
-        x: (B, T, C), in the dtype of all products.
-        bias: (N, heads, T, T) added to the scores, where N divides B: row b has bias b % N.
-        num_heads: Of the attention.
+        x: (S, C) of the slots, in the dtype of all products.
+        scores: What is added to the scores, and to which.
 
     Returns:
-        (B, T, C).
+        (R, C) of the rows.
     """
     parameters = qkv.weight, qkv.bias, proj.weight, proj.bias
-    # torch leaves `apply` untyped.
-    attended: Tensor = _AttendBetween.apply(x, bias, num_heads, *parameters)  # type: ignore[no-untyped-call]
+    num_heads, parts, biases = scores
+    attended: Tensor = _AttendBetween.apply(x, num_heads, parts, *parameters, *biases)  # type: ignore[no-untyped-call]  # as above
     return attended
+
+
+class _Mix(torch.autograd.Function):
+    """With gradients for the common product and the biases."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # torch gives contexts no public type
+        qkv: Tensor,
+        num_heads: int,
+        parts: Sequence[Part],
+        *biases: Tensor,
+    ) -> Tensor:
+        """Attend."""
+        ctx.save_for_backward(qkv, *biases)
+        ctx.num_heads, ctx.parts = num_heads, parts
+        return _mix(qkv, Scores(num_heads, parts, biases))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # as above
+        """Give the gradients."""
+        qkv, *biases = ctx.saved_tensors
+        scores = Scores(ctx.num_heads, ctx.parts, biases)
+        grad_qkv, grad_biases = _go_back(to_slots(grad, ctx.parts), qkv, scores, None)
+        return grad_qkv, None, None, *grad_biases
 
 
 class _AttendBetween(torch.autograd.Function):
@@ -45,45 +103,78 @@ class _AttendBetween(torch.autograd.Function):
     def forward(
         ctx: Any,  # torch gives contexts no public type
         x: Tensor,
-        bias: Tensor,
         num_heads: int,
-        *parameters: Tensor,
+        parts: Sequence[Part],
+        *tensors: Tensor,
     ) -> Tensor:
-        """Attend."""
-        qkv_weight, qkv_bias, proj_weight, proj_bias = parameters
-        ctx.save_for_backward(x, qkv_weight, qkv_bias, proj_weight, bias)
-        ctx.num_heads = num_heads
-        qkv = _split(multiply(x, qkv_weight, qkv_bias), num_heads)
-        mixed = attend_fused(*apart(qkv), bias.detach(), qkv.shape[-1] ** -0.5)
-        return multiply(mixed.transpose(1, 2).flatten(2), proj_weight, proj_bias)
+        """Attend; the tensors are both layers' weights and biases, then what the scores get."""
+        (qkv_weight, qkv_bias, proj_weight, proj_bias), biases = tensors[:4], tensors[4:]
+        ctx.save_for_backward(x, qkv_weight, qkv_bias, proj_weight, *biases)
+        ctx.num_heads, ctx.parts = num_heads, parts
+        qkv = multiply(x, qkv_weight, qkv_bias)
+        return multiply(_mix(qkv, Scores(num_heads, parts, biases)), proj_weight, proj_bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # as above
         """Give the gradients, from the last layer to the first."""
-        x, qkv_weight, qkv_bias, proj_weight, bias = ctx.saved_tensors
-        qkv = _split(multiply(x, qkv_weight, qkv_bias), ctx.num_heads)
-        grad_mixed = (grad @ proj_weight.to(grad.dtype)).view(*qkv.shape[:2], *qkv.shape[3:])
-        grad_qkv, mixed = torch.empty_like(qkv), torch.empty_like(grad_mixed)
-        grad_bias = fill_gradients(
-            apart(grad_qkv),
-            grad_mixed.transpose(1, 2),
-            apart(qkv),
-            bias,
-            qkv.shape[-1] ** -0.5,
-            mixed.transpose(1, 2),
-        )
-        grad_qkv = grad_qkv.flatten(2)
+        x, qkv_weight, qkv_bias, proj_weight, *biases = ctx.saved_tensors
+        qkv = multiply(x, qkv_weight, qkv_bias)
+        grad_mixed = to_slots(grad @ proj_weight.to(grad.dtype), ctx.parts)
+        mixed = torch.empty_like(grad_mixed)
+        scores = Scores(ctx.num_heads, ctx.parts, biases)
+        grad_qkv, grad_biases = _go_back(grad_mixed, qkv, scores, mixed)
         return (
             grad_qkv @ qkv_weight.to(grad.dtype),
-            grad_bias,
+            None,
             None,
             *parameter_gradients(grad_qkv, x, qkv_weight.dtype),
-            *parameter_gradients(grad, mixed.flatten(2), proj_weight.dtype),
+            *parameter_gradients(grad, to_rows(mixed, ctx.parts), proj_weight.dtype),
+            *grad_biases,
         )
 
 
-def _split(qkv: Tensor, num_heads: int) -> Tensor:
-    """View a common product (B, T, 3 * C) as (B, T, 3, heads, C / heads)."""
-    B, T, width = qkv.shape
-    return qkv.view(B, T, 3, num_heads, width // (3 * num_heads))
+def _mix(qkv: Tensor, scores: Scores) -> Tensor:
+    """Attend inside windows (S, 3 * C): (R, C)."""
+    C = qkv.shape[-1] // 3
+    out = qkv.new_empty(scores.parts[-1].rows.stop, C)
+    for part, bias, common in _each(qkv, scores):
+        mixed = attend_fused(*apart(common), bias.detach(), common.shape[-1] ** -0.5)
+        fill_rows(out, mixed.transpose(1, 2).reshape(-1, C), part)
+    return out
+
+
+def _go_back(
+    grad: Tensor, qkv: Tensor, scores: Scores, mixed: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Give the gradients of the common product and of the biases.
+
+    Args:
+        grad: (S, C) of what attention gave.
+        qkv: (S, 3 * C).
+        scores: As in the forward pass.
+        mixed: (S, C), where to write what attention gave, if that is wanted again.
+    """
+    grad_qkv = torch.empty_like(qkv)
+    grad_biases = []
+    parts = zip(_each(qkv, scores), _each(grad_qkv, scores), strict=True)
+    for (part, bias, common), (_, _, grad_common) in parts:
+        shape = *common.shape[:2], *common.shape[3:]  # windows, T, heads, channels of a head
+        grad_bias = fill_gradients(
+            apart(grad_common),
+            grad[part.slots].view(shape).transpose(1, 2),
+            apart(common),
+            bias,
+            common.shape[-1] ** -0.5,
+            None if mixed is None else mixed[part.slots].view(shape).transpose(1, 2),
+        )
+        grad_biases.append(grad_bias)
+    return grad_qkv, grad_biases
+
+
+def _each(qkv: Tensor, scores: Scores) -> Iterator[tuple[Part, Tensor, Tensor]]:
+    """Give each size its slots of (S, 3 * C) as (windows, T, 3, heads, C / heads)."""
+    heads, width = scores.num_heads, qkv.shape[-1]
+    for part, bias in zip(scores.parts, scores.biases, strict=True):
+        shape = -1, bias.shape[-1], 3, heads, width // (3 * heads)
+        yield part, bias, qkv[part.slots].view(shape)

@@ -6,14 +6,16 @@ are. Unlike there, an image may have any height and width.
 Shape letters: C channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from esvit.backbones.contract import drop_rates
+from esvit.backbones.contract import Features, checked_images, drop_rates
 from esvit.backbones.layers import EPS, initialise_linear
 from esvit.backbones.maps import MapBackbone, MapStage
+from esvit.backbones.packed import split_maps
 from esvit.backbones.swin_config import SwinConfig
 from esvit.backbones.swin_layers import (
     PatchEmbed,
@@ -52,6 +54,27 @@ class Swin(MapBackbone):
         return -(-(height // self.config.patch) // merged), -(
             -(width // self.config.patch) // merged
         )
+
+    def forward(self, images: Tensor) -> Features:
+        """Give features as `MapBackbone.forward` does."""
+        # A graph is made of maps, which leave the number of images open.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self.features([images])[0]
+        return super().forward(images)
+
+    def features(self, batches: Sequence[Tensor]) -> list[Features]:
+        """Give features of batches of images; all sizes go through each block together."""
+        if torch.compiler.is_compiling():
+            return super().features(batches)
+        checked = [checked_images(images, self.least_side) for images in batches]
+        x, sizes = self.patch_embed.rows(checked)
+        for stage in cast(Iterable[Stage], self.layers):
+            for block in stage.blocks:
+                x = self.run_block(block, x, *sizes)
+            if stage.downsample is not None:
+                x, sizes = stage.downsample.rows(x, sizes)
+        regions = [maps.flatten(1, 2) for maps in split_maps(self.norm(x), sizes)]
+        return [Features(part.mean(1), part) for part in regions]
 
     @property
     def stages(self) -> list[MapStage]:

@@ -1,11 +1,14 @@
 """The parts of a Swin transformer, from patch embedding to stage.
 
-Module names are those of the published checkpoints. Maps are (B, H, W, C) between blocks.
+Module names are those of the published checkpoints. Maps are (B, H, W, C) between blocks where a
+graph is made of the network or attention is looked at, and rows of several sizes (`packed.py`)
+where it is trained.
 
-Shape letters: B batch, H W height and width of a map, C channels, M window side, N windows a map.
+Shape letters: B batch, H W height and width of a map, C channels, M window side, N windows a map, R
+rows.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import cast
 
@@ -14,8 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esvit.backbones.layers import EPS, Attention, ResidualBlock
-from esvit.backbones.linear import linear
-from esvit.backbones.remake import use_and_remake
+from esvit.backbones.lean_attention import Scores, attend_between, mix
+from esvit.backbones.linear import dtype_of, linear
+from esvit.backbones.packed import (
+    MapSize,
+    Part,
+    cut_windows,
+    have_much_padding,
+    parts_of,
+    split_maps,
+)
+from esvit.backbones.remake import remakes, use_and_remake
 from esvit.backbones.windows import (
     Layout,
     Windows,
@@ -37,7 +49,17 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Give the map (B, H / patch, W / patch, C)."""
-        return cast(Tensor, self.norm(self.proj(images).permute(0, 2, 3, 1)))
+        return cast(Tensor, self.norm(self._maps(images)))
+
+    def rows(self, batches: Sequence[Tensor]) -> tuple[Tensor, list[MapSize]]:
+        """Give the rows (R, C) of images of several sizes, and the sizes of their maps."""
+        maps = [self._maps(images) for images in batches]
+        sizes = [MapSize(*x.shape[:3]) for x in maps]
+        return self.norm(torch.cat([x.flatten(0, 2) for x in maps])), sizes
+
+    def _maps(self, images: Tensor) -> Tensor:
+        """Give the map before its norm."""
+        return cast(Tensor, self.proj(images)).permute(0, 2, 3, 1)
 
 
 class WindowAttention(Attention):
@@ -49,6 +71,30 @@ class WindowAttention(Attention):
         self.relative_position_bias_table = nn.Parameter(table)
         self.relative_position_index: Tensor
         self.register_buffer("relative_position_index", relative_position_index(side))
+
+    def rows(self, x: Tensor, parts: Sequence[Part]) -> Tensor:
+        """Attend among the slots (S, C) of windows; gives (R, C) of the rows."""
+        dtype, scores = dtype_of(x), self._scores(parts)
+        # In float32 products are most of a step: none is made again here.
+        if remakes() and dtype != torch.float32:
+            return attend_between(self.qkv, self.proj, x.to(dtype), scores)
+        return linear(self.proj, mix(linear(self.qkv, x), scores))
+
+    def rows_without_padding(self, x: Tensor, parts: Sequence[Part]) -> Tensor:
+        """Do the same with the rows (R, C); only they go through the linear layers.
+
+        Padding is zero before them, so behind the first it is that layer's bias, and behind the
+        second it is not wanted.
+        """
+        qkv = cut_windows(linear(self.qkv, x), parts, self.qkv.bias)
+        return linear(self.proj, mix(qkv, self._scores(parts)))
+
+    def _scores(self, parts: Sequence[Part]) -> Scores:
+        """Say what is known of the scores."""
+        bias = self.bias(None)
+        masks = (part.layout.mask for part in parts)
+        biases = [bias if mask is None else bias + mask for mask in masks]
+        return Scores(self.num_heads, parts, biases)
 
     def bias(self, mask: Tensor | None) -> Tensor:
         """Add the mask (N, 1, M * M, M * M) to the position bias: (1 or N, heads, M * M, M * M)."""
@@ -69,8 +115,12 @@ class SwinBlock(ResidualBlock):
         super().__init__(dim, attention, mlp_ratio, drop_rate)
         self.windows = windows
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, C) to a map of the same shape."""
+    def forward(self, x: Tensor, *sizes: MapSize) -> Tensor:
+        """Map (B, H, W, C), or rows (R, C) of maps of these sizes, to the same shape."""
+        if sizes:
+            return self.add(
+                x, self._attend_rows(x, parts_of(self.windows, sizes, x.device)), *sizes
+            )
         layout, bias = self._layout_and_bias(x)
         # In an exported graph the common product of queries, keys and values is no gain.
         if layout.has_much_padding and not torch.compiler.is_exporting():
@@ -86,6 +136,17 @@ class SwinBlock(ResidualBlock):
         attended, weights = self.attn.with_weights(to_windows(self.norm1(x), layout), bias)
         x = self.add(x, from_windows(attended, layout, x.shape[1], x.shape[2]))
         return x, between_positions(weights, layout)
+
+    def _attend_rows(self, x: Tensor, parts: Sequence[Part]) -> Tensor:
+        """Give what attention adds to rows (R, C)."""
+        attention = cast(WindowAttention, self.attn)
+        if have_much_padding(parts):
+            return use_and_remake(
+                self.norm1, x, lambda rows: attention.rows_without_padding(rows, parts)
+            )
+        return use_and_remake(
+            lambda x: cut_windows(self.norm1(x), parts), x, lambda cut: attention.rows(cut, parts)
+        )
 
     def _attend_positions(self, x: Tensor, layout: Layout, bias: Tensor) -> Tensor:
         """Give what attention adds to a map; only its positions go through the linear layers.
@@ -113,13 +174,27 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H / 2, W / 2, 2 C), rounded up: an odd side gains zeros."""
-        B, H, W, C = x.shape
-        if H % 2 or W % 2:
-            x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
-        x = x.view(B, (H + 1) // 2, 2, (W + 1) // 2, 2, C)
-        # The published order of the four: down the first column, then down the second.
-        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)
+        return self._merge(_fours(x))
+
+    def rows(self, x: Tensor, sizes: Sequence[MapSize]) -> tuple[Tensor, list[MapSize]]:
+        """Halve maps of several sizes, given as rows (R, C): rows and sizes of the halves."""
+        maps = [_fours(part) for part in split_maps(x, sizes)]
+        halves = [MapSize(*x.shape[:3]) for x in maps]
+        return self._merge(torch.cat([x.flatten(0, 2) for x in maps])), halves
+
+    def _merge(self, x: Tensor) -> Tensor:
+        """Map (..., 4 C) to (..., 2 C)."""
         return use_and_remake(self.norm, x, partial(linear, self.reduction))
+
+
+def _fours(x: Tensor) -> Tensor:
+    """Lay side by side what is merged: (B, H, W, C) to (B, H / 2, W / 2, 4 C), rounded up."""
+    B, H, W, C = x.shape
+    if H % 2 or W % 2:
+        x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
+    x = x.view(B, (H + 1) // 2, 2, (W + 1) // 2, 2, C)
+    # The published order of the four: down the first column, then down the second.
+    return x.permute(0, 1, 3, 4, 2, 5).flatten(3)
 
 
 class Stage(nn.Module):

@@ -202,11 +202,14 @@ def _cut(grid: Tensor, side: int) -> Tensor:
     return grid.reshape(-1, side * side)
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    """Take rows of x (B, L, C) by an index of any length; L stands for a row of zeros."""
+def take(x: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
+    """Take rows of x (B, L, C) by an index of any length; L stands for a row of zeros.
+
+    It has a gradient unless it is written to `out`.
+    """
     if index.shape[0] > x.shape[1]:
         x = F.pad(x, (0, 0, 0, 1))
-    return x.index_select(1, index)
+    return torch.index_select(x, 1, index, out=out)
 
 
 class _Move(torch.autograd.Function):
@@ -215,12 +218,12 @@ class _Move(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:  # ctx is torch's
         ctx.save_for_backward(index, inverse)
-        return _take(x, index)
+        return take(x, index)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # ctx is torch's
         _, inverse = ctx.saved_tensors
-        return _take(grads[0], inverse), None, None
+        return take(grads[0], inverse), None, None
 
 
 class _MoveAndPad(torch.autograd.Function):
@@ -245,4 +248,4 @@ def _move(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
         moved: Tensor = _Move.apply(x, index, inverse)  # type: ignore[no-untyped-call]  # torch's
         return moved
-    return _take(x, index)
+    return take(x, index)

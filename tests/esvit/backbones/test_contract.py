@@ -46,6 +46,16 @@ def test_shapes_are_those_promised(kind, H, W):
 
 
 @every_kind
+def test_features_of_several_sizes_are_those_of_each(kind):
+    backbone = tiny(kind)
+    batches = [torch.randn(2, 3, *size) for size in SIZES]
+    for found, images in zip(backbone.features(batches), batches, strict=True):
+        torch.testing.assert_close(found, backbone(images))
+    with pytest.raises(ValueError, match="images are"):
+        backbone.features([batches[0], torch.randn(2, 1, 64, 64)])
+
+
+@every_kind
 @torch.no_grad()
 def test_all_outputs_equal_the_single_ones(kind):
     backbone = tiny(kind)

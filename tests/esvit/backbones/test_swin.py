@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from esvit.backbones import SwinConfig, build, windows
+from esvit.backbones import SwinConfig, build, packed, windows
 from esvit.backbones.layers import drop_path
+from esvit.backbones.maps import MapBackbone
+from esvit.backbones.packed import MapSize, split_maps
 from esvit.backbones.swin_layers import SwinBlock
 from esvit.backbones.windows import Windows, layout_of, to_windows
 from tests import oracles
@@ -220,6 +222,70 @@ def test_training_gives_the_same_numbers_and_reaches_every_parameter(tiny_backbo
     torch.testing.assert_close(regions, expected, atol=1e-5, rtol=1e-5)
     regions.square().sum().backward()
     assert all(parameter.grad is not None for parameter in tiny_backbone.parameters())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("mask_padding", [False, True])
+@pytest.mark.parametrize("much", [1.0, 2.0, math.inf])
+def test_sizes_together_give_what_each_gives_alone(recompute, mask_padding, much, monkeypatch):
+    monkeypatch.setattr(windows, "MUCH_PADDING", much)
+    monkeypatch.setattr(packed, "MUCH_PADDING", much)
+    torch.manual_seed(0)
+    backbone = build(replace(TINY, mask_padding=mask_padding)).double()
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    backbone.recompute = recompute
+    sizes = [(2, 3, 224, 224), (3, 3, 96, 96), (1, 3, 50, 130)]
+    batches = [torch.randn(size, dtype=torch.float64) for size in sizes]
+
+    def gradients(features):
+        parts = [part for of_size in features for part in of_size]
+        total = sum((part * torch.arange(part.shape[-1])).sin().sum() for part in parts)
+        return parts, torch.autograd.grad(total, list(backbone.parameters()))
+
+    together = gradients(backbone.features(batches))
+    by_maps = gradients([MapBackbone.forward(backbone, images) for images in batches])
+    torch.testing.assert_close(together, by_maps)
+    torch.testing.assert_close(together, gradients([backbone(images) for images in batches]))
+
+
+def test_sizes_together_in_bfloat16_are_as_near_to_float32_as_each_alone():
+    torch.manual_seed(0)
+    backbone = build(replace(TINY, dim=32))
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    batches = [torch.randn(2, 3, 224, 224), torch.randn(3, 3, 96, 96)]
+
+    def weigh(part):
+        return torch.linspace(-1, 1, part.numel()).view_as(part)
+
+    def gradients(run, *, is_rounded):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_rounded):
+            parts = [features.regions.float() for features in run()]
+            total = sum((part * weigh(part)).sum() for part in parts)
+        found = torch.autograd.grad(total, list(backbone.parameters()))
+        return torch.cat([gradient.flatten() for gradient in found])
+
+    def together():
+        return backbone.features(batches)
+
+    def alone():
+        return [MapBackbone.forward(backbone, images) for images in batches]
+
+    exact = gradients(together, is_rounded=False)
+    ours, beside = gradients(together, is_rounded=True), gradients(alone, is_rounded=True)
+    assert (ours - exact).norm() <= 1.2 * (beside - exact).norm()
+
+
+def test_sizes_together_drop_whole_samples():
+    torch.manual_seed(0)
+    sizes = [MapSize(40, 2, 3), MapSize(60, 1, 4)]
+    rows = drop_path(torch.ones(480, 5), 0.25, training=True, sizes=sizes)
+    samples = [x.flatten(1) for x in split_maps(rows, sizes)]
+    for of_size in samples:
+        assert (of_size == of_size[:, :1]).all()
+        torch.testing.assert_close(of_size.unique(), torch.tensor([0.0, 4 / 3]))
+    assert 0.6 < torch.cat([x[:, 0] for x in samples]).count_nonzero() / 100 < 0.9
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's
