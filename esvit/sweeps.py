@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from esvit.backbones.linear import multiply
 from esvit.head import Prototypes
 
 
@@ -227,7 +228,7 @@ class Sweep:
     def _multiply(self, left: Tensor, right: Tensor) -> Tensor:
         """Give left @ right in float32, valid until the next product."""
         if self._is_float32:
-            return left @ right
+            return multiply(left, right.T, None)
         return self._product32[: len(left)].copy_(self._product_of(left, right))
 
     def _product_of(self, left: Tensor, right: Tensor) -> Tensor:

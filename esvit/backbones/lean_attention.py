@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from esvit.backbones.attend import apart, attend_fused, fill_gradients
-from esvit.backbones.linear import multiply, parameter_gradients
+from esvit.backbones.linear import multiply, multiply_back, parameter_gradients
 from esvit.backbones.packed import Part, fill_rows, to_rows, to_slots
 
 
@@ -120,12 +120,12 @@ class _AttendBetween(torch.autograd.Function):
         """Give the gradients, from the last layer to the first."""
         x, qkv_weight, qkv_bias, proj_weight, *biases = ctx.saved_tensors
         qkv = multiply(x, qkv_weight, qkv_bias)
-        grad_mixed = to_slots(grad @ proj_weight.to(grad.dtype), ctx.parts)
+        grad_mixed = to_slots(multiply_back(grad, proj_weight), ctx.parts)
         mixed = torch.empty_like(grad_mixed)
         scores = Scores(ctx.num_heads, ctx.parts, biases)
         grad_qkv, grad_biases = _go_back(grad_mixed, qkv, scores, mixed)
         return (
-            grad_qkv @ qkv_weight.to(grad.dtype),
+            multiply_back(grad_qkv, qkv_weight),
             None,
             None,
             *parameter_gradients(grad_qkv, x, qkv_weight.dtype),

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from esvit.backbones.linear import multiply, multiply_gelu, parameter_gradients
+from esvit.backbones.linear import multiply, multiply_back, multiply_gelu, parameter_gradients
 
 CHUNK_BYTES = 4 * 2**20
 """Hidden values that live at once."""
@@ -77,9 +77,9 @@ class _FeedForward(torch.autograd.Function):
         for rows, grads, result, source in zip(*parts, strict=True):
             hidden = multiply(rows, weight1, bias1) if kept is None else source
             of_second = parameter_gradients(grads, F.gelu(hidden), dtype)
-            grad_hidden = torch.ops.aten.gelu_backward(grads @ weight2, hidden)
+            grad_hidden = torch.ops.aten.gelu_backward(multiply_back(grads, weight2), hidden)
             of_first = parameter_gradients(grad_hidden, rows, dtype)
-            torch.mm(grad_hidden, weight1, out=result)
+            result.copy_(multiply_back(grad_hidden, weight1))
             found = [*of_first, *of_second]
             totals = [a.add_(b) for a, b in zip(totals, found, strict=True)] if totals else found
         return grad_x, *totals

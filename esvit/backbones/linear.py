@@ -6,9 +6,14 @@ operator that torch.compile chooses. It has no place in an exported graph, so th
 other devices, the layers are called as usual. Its gradient is ours: autocast's would keep a copy of
 the weight in bfloat16.
 
+In float32 torch multiplies by MKL, which uses the AVX-512 of one maker's processors alone; on those
+of others oneDNN is the faster one, but for gradients of weights.
+
 Shape letters: C and D channels.
 """
 
+from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -23,8 +28,7 @@ _HAS_OPERATOR = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """Give layer(x) of x (..., C): (..., D)."""
     dtype = dtype_of(x)
-    # In float32 the usual operator is the faster one.
-    if dtype != torch.bfloat16 or not _is_direct(x):
+    if not _is_direct(x) or not _is_faster(dtype):
         return cast(Tensor, layer(x))
     # torch leaves `apply` untyped.
     product: Tensor = _Linear.apply(x.to(dtype), layer.weight, layer.bias)  # type: ignore[no-untyped-call]
@@ -40,7 +44,7 @@ def linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Do what a linear layer does with x (..., C), in the dtype of x and without a gradient."""
-    if x.dtype == torch.bfloat16 and _is_direct(x):
+    if _is_direct(x) and _is_faster(x.dtype):
         return _in_one_pass(x, weight, bias, "none")
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
@@ -50,6 +54,14 @@ def multiply_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if x.dtype == torch.bfloat16 and _is_direct(x):
         return _in_one_pass(x, weight, bias, "gelu")
     return F.gelu(multiply(x, weight, bias))
+
+
+def multiply_back(grad: Tensor, weight: Tensor) -> Tensor:
+    """Give the gradient (..., C) of a linear layer's input from that of its result (..., D)."""
+    weight = weight.to(grad.dtype)
+    if grad.dtype == torch.float32 and _is_direct(grad) and _is_faster(grad.dtype):
+        return _in_one_pass(grad, weight.T, None, "none")
+    return grad @ weight
 
 
 def parameter_gradients(grad: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -66,7 +78,7 @@ def parameter_gradients(grad: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Te
 
 
 class _Linear(torch.autograd.Function):
-    """A linear layer in bfloat16 whose parameters have another type."""
+    """A linear layer whose parameters may have another type."""
 
     @staticmethod
     def forward(  # torch gives contexts no public type
@@ -82,7 +94,7 @@ class _Linear(torch.autograd.Function):
         """Give the gradients that are asked for."""
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        grad_x = grad @ weight.to(grad.dtype) if of_x else None
+        grad_x = multiply_back(grad, weight) if of_x else None
         if not (of_weight or of_bias):
             return grad_x, None, None
         grad_weight, grad_bias = parameter_gradients(grad, x, weight.dtype)
@@ -94,6 +106,22 @@ def dtype_of(x: Tensor) -> torch.dtype:
     device = x.device.type
     is_autocast = torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if is_autocast else x.dtype
+
+
+def _is_faster(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies faster than the usual operator does."""
+    return dtype == torch.bfloat16 or (dtype == torch.float32 and _is_not_for_mkl())
+
+
+@cache
+def _is_not_for_mkl() -> bool:
+    """Whether this processor has AVX-512, but is not of the make whose AVX-512 MKL uses."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    try:
+        return "GenuineIntel" not in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def _is_direct(x: Tensor) -> bool:

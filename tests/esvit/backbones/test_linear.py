@@ -4,7 +4,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from esvit.backbones.linear import linear, linear_gelu
+from esvit.backbones import linear as module
+from esvit.backbones.linear import linear, linear_gelu, multiply, multiply_back
 from esvit.config import BACKBONES
 from trainer.evaluation.throughput import describe
 
@@ -62,6 +63,33 @@ def test_gradients_are_the_layers_own():
     found = torch.autograd.grad(linear_gelu(layer, x).sum(), layer.parameters())
     expected = torch.autograd.grad(F.gelu(layer(x)).sum(), layer.parameters())
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("is_not_for_mkl", [True, False])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_float32_goes_to_the_library_of_the_processor(is_not_for_mkl, has_bias, monkeypatch):
+    monkeypatch.setattr(module, "_is_not_for_mkl", lambda: is_not_for_mkl)
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 10, bias=has_bias), torch.randn(2, 7, 24, requires_grad=True)
+    tensors = [x, *layer.parameters()]
+    with Operators() as operators:
+        result = linear(layer, x)
+        found = torch.autograd.grad(result.square().sum(), tensors)
+    used = operators.called.count("mkldnn::_linear_pointwise")
+    assert used == (2 if is_not_for_mkl else 0)  # forward, and back to the input
+    expected = torch.autograd.grad(layer(x).square().sum(), tensors)
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(multiply(x, layer.weight, layer.bias), result)
+        torch.testing.assert_close(multiply_back(result, layer.weight), result @ layer.weight)
+
+
+@pytest.mark.parametrize("is_not_for_mkl", [True, False])
+def test_other_types_are_left_to_torch(is_not_for_mkl, monkeypatch):
+    monkeypatch.setattr(module, "_is_not_for_mkl", lambda: is_not_for_mkl)
+    layer, x = nn.Linear(24, 10).double(), torch.randn(7, 24, dtype=torch.float64)
+    assert torch.equal(linear(layer, x), layer(x))
+    assert torch.equal(multiply_back(layer(x), layer.weight), layer(x) @ layer.weight)
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
