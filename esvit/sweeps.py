@@ -1,12 +1,12 @@
 """Softmax of many rows over all prototypes, a chunk of rows at a time.
 
-A chunk's rows meet the prototypes block by block. Each block's exponentials are made, summed and
-multiplied with the prototypes while they are in a cache, under the maximum of their own block, and
-kept until the chunk's logsumexp is known; then they are multiplied with what they owe to the
-gradient. The unknown scales between a block's maximum and the logsumexp go to the D columns of the
-other factor, so no exponential is ever touched to rescale it (Milakov and Gimelshein 2018, Online
-normalizer calculation for softmax). Chunks take the same memory, so it does not grow with the
-number of rows. Statistics are float32; products are of the queries' dtype.
+A chunk's rows meet the prototypes block by block. Each block's softmax is made and multiplied with
+the prototypes while it is in a cache, as if there were no other block, and kept until the chunk's
+logsumexp is known; then it is multiplied with what it owes to the gradient. The unknown scales
+between a block's logsumexp and the chunk's go to the D columns of the other factor, so no
+probability is ever touched to rescale it (Milakov and Gimelshein 2018, Online normalizer
+calculation for softmax). Chunks take the same memory, so it does not grow with the number of rows.
+Statistics are float32; products are of the queries' dtype.
 
 Shapes: R rows, N of them in a chunk, D columns, K prototypes, W of them in a block.
 """
@@ -25,7 +25,7 @@ class Budget(NamedTuple):
     """How much is worked on at once.
 
     Attributes:
-        chunk_size: How many exponentials live at once.
+        chunk_size: How many probabilities live at once.
         block_bytes: Float32 logits that do.
         max_width: Prototypes in a block at most.
     """
@@ -109,9 +109,9 @@ class _Block(NamedTuple):
     """Some prototypes, and what a chunk says of them."""
 
     span: slice
-    exps: Tensor  # (N, W), kept until the chunk is done
+    softmax: Tensor  # (N, W) over this block alone, kept until the chunk is done
     logits: Tensor  # (N, W) float32, used again by the next block; in float32 the same memory
-    maximum: Tensor  # (N, 1) float32, subtracted from the logits
+    logsumexp: Tensor  # (N, 1) float32 over this block alone
 
 
 class Sweep:
@@ -141,7 +141,7 @@ class Sweep:
         fitting = budget.block_bytes // (4 * max_rows) // 256 * 256
         self._width = min(K, max(256, min(fitting, budget.max_width)))
         # A piece a block finds room among what is kept where one for the whole chunk would not.
-        self._exps = [like.new_empty(max_rows * self._width) for _ in range(0, K, self._width)]
+        self._softmax = [like.new_empty(max_rows * self._width) for _ in range(0, K, self._width)]
         self._value_block = like.new_empty(self._width, D)
         self._key_block = like.new_empty(self._width, D)
         if not self._is_float32:
@@ -169,40 +169,38 @@ class Sweep:
     def _blocks(self, num_rows: int) -> list[_Block]:
         """Give each block of prototypes its memory."""
         K, width = len(self._gradient), self._width
-        maxima = self._gradient.new_empty(-(-K // width), num_rows, 1)
+        sums = self._gradient.new_empty(-(-K // width), num_rows, 1)
         blocks = []
-        for start, memory, maximum in zip(range(0, K, width), self._exps, maxima, strict=True):
+        for start, memory, logsumexp in zip(range(0, K, width), self._softmax, sums, strict=True):
             span = slice(start, min(start + width, K))
             size = num_rows * (span.stop - start)
-            exps = memory[:size].view(num_rows, -1)
-            logits = exps if self._is_float32 else self._logits[:size].view(num_rows, -1)
-            blocks.append(_Block(span, exps, logits, maximum))
+            softmax = memory[:size].view(num_rows, -1)
+            logits = softmax if self._is_float32 else self._logits[:size].view(num_rows, -1)
+            blocks.append(_Block(span, softmax, logits, logsumexp))
         return blocks
 
     def _fill(self, chunk: Sequence[Rows], blocks: Sequence[_Block]) -> Expectation:
-        """Fill a chunk's blocks; sums under an older maximum are rescaled."""
-        total = torch.zeros_like(blocks[0].maximum)
-        maximum = torch.full_like(total, -torch.inf)
-        mean = total.new_zeros(len(total), self._gradient.shape[1])
+        """Fill a chunk's blocks; the mean over those before is rescaled at each one."""
+        logsumexp = torch.full_like(blocks[0].logsumexp, -torch.inf)
+        mean = logsumexp.new_zeros(len(logsumexp), self._gradient.shape[1])
         for block in blocks:
             values = self._write(self._values, block.span, self._value_block)
             self._compare(chunk, block, values)
-            block_total = _exponentiate(block)
-            new_maximum = torch.maximum(maximum, block.maximum)
-            old, new = (maximum - new_maximum).exp_(), (block.maximum - new_maximum).exp_()
-            total.mul_(old).addcmul_(block_total, new)
-            mean.mul_(old).addcmul_(self._multiply(block.exps, values), new)
-            maximum = new_maximum
-        return Expectation(mean.div_(total), maximum + total.log_())
+            _normalise(block)
+            of_all = torch.logaddexp(logsumexp, block.logsumexp)
+            before, here = (logsumexp - of_all).exp_(), (block.logsumexp - of_all).exp_()
+            mean.mul_(before).addcmul_(self._multiply(block.softmax, values), here)
+            logsumexp = of_all
+        return Expectation(mean, logsumexp)
 
     def _compare(self, chunk: Sequence[Rows], block: _Block, values: Tensor) -> None:
         """Write the logits of a chunk's rows over a block."""
         sizes = [len(rows.queries) for rows in chunk]
-        for rows, exps in zip(chunk, torch.split(block.exps, sizes), strict=True):
+        for rows, products in zip(chunk, torch.split(block.softmax, sizes), strict=True):
             is_value = rows.keys is self._values
             keys = values if is_value else self._write(rows.keys, block.span, self._key_block)
-            torch.mm(rows.queries, keys.T, out=exps)
-        block.logits.copy_(block.exps)  # nothing moves where they are the same memory
+            torch.mm(rows.queries, keys.T, out=products)
+        block.logits.copy_(block.softmax)  # nothing moves where they are the same memory
         for rows, logits in zip(chunk, torch.split(block.logits, sizes), strict=True):
             if rows.keys.bias is not None:
                 logits.add_(rows.keys.bias[block.span])
@@ -216,14 +214,14 @@ class Sweep:
     ) -> None:
         """Add a chunk's softmax^T cotangents to the gradient; the first chunk's are written."""
         for block in blocks:
-            scaled = (cotangents * (block.maximum - logsumexp).exp_()).to(block.exps.dtype)
+            scaled = (cotangents * (block.logsumexp - logsumexp).exp_()).to(block.softmax.dtype)
             gradient = self._gradient[block.span]
             if self._is_float32:
-                gradient.addmm_(block.exps.T, scaled, beta=0 if is_first else 1)
+                gradient.addmm_(block.softmax.T, scaled, beta=0 if is_first else 1)
             elif is_first:
-                gradient.copy_(self._product_of(block.exps.T, scaled))
+                gradient.copy_(self._product_of(block.softmax.T, scaled))
             else:
-                gradient.add_(self._multiply(block.exps.T, scaled))
+                gradient.add_(self._multiply(block.softmax.T, scaled))
 
     def _multiply(self, left: Tensor, right: Tensor) -> Tensor:
         """Give left @ right in float32, valid until the next product."""
@@ -236,9 +234,10 @@ class Sweep:
         return torch.mm(left, right, out=self._product[: len(left)])
 
 
-def _exponentiate(block: _Block) -> Tensor:
-    """Turn a block's logits into exp(logits - maximum); gives the (N, 1) float32 sums."""
-    torch.amax(block.logits, dim=1, keepdim=True, out=block.maximum)
-    block.logits.sub_(block.maximum).exp_()
-    block.exps.copy_(block.logits)
-    return block.logits.sum(dim=1, keepdim=True)
+def _normalise(block: _Block) -> None:
+    """Turn a block's logits into their softmax."""
+    torch.amax(block.logits, dim=1, keepdim=True, out=block.logsumexp)
+    torch.softmax(block.logits, dim=1, out=block.logits)
+    block.softmax.copy_(block.logits)
+    # The largest probability is exp(largest logit - logsumexp).
+    block.logsumexp.sub_(block.logits.amax(dim=1, keepdim=True).log_())
