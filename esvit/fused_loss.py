@@ -200,10 +200,9 @@ def _loss_and_gradients(
 
     values = Keys.of(prototypes)
     keys = Keys.of(targets.prototypes, targets.center.flatten() / -targets.temperature)
-    queries, other_queries = rows / temperature, others / targets.temperature
     groups = (
-        Rows(queries.to(dtype), values, queries * totals),
-        Rows(other_queries.to(dtype), keys, owed),
+        Rows((rows / temperature).to(dtype), values, rows * (totals / temperature)),
+        Rows((others / targets.temperature).to(dtype), keys, owed),
     )
     found, grad_weight = Sweep(values, groups).run()
     means, target_means = torch.split(found.mean, [len(rows), len(others)])

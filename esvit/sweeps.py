@@ -129,10 +129,12 @@ class Sweep:
             groups: All rows; of one dtype, which is that of the products.
         """
         like = groups[0].queries
-        counts = [len(rows.queries) for rows in groups]
+        self._counts = counts = [len(rows.queries) for rows in groups]
         K, D = values.prototypes.directions.shape
         self._values = values
         self._gradient = torch.empty_like(values.prototypes.directions)
+        shapes = (sum(counts), D), (sum(counts), 1)
+        self._found = Expectation(*(self._gradient.new_empty(shape) for shape in shapes))
         self._is_float32 = like.dtype == torch.float32
         budget = CPU_BUDGET if like.device.type == "cpu" else GPU_BUDGET
         num_chunks = -(-sum(counts) * K // budget.chunk_size)
@@ -155,16 +157,18 @@ class Sweep:
 
         The gradient is the sum of softmax^T cotangents over all rows.
         """
-        found: list[list[Tensor]] = []
-        for number, chunk in enumerate(self._chunks):
+        mean, logsumexp = (torch.split(x, self._counts) for x in self._found)
+        parts = (x.tensor_split(len(self._chunks)) for x in (*mean, *logsumexp))
+        for number, (chunk, *into) in enumerate(zip(self._chunks, *parts, strict=True)):
             blocks = self._blocks(sum(len(rows.queries) for rows in chunk))
-            mean, logsumexp = self._fill(chunk, blocks)
+            found = self._fill(chunk, blocks)
             cotangents = torch.cat([rows.cotangents for rows in chunk])
-            self._add_gradient(blocks, logsumexp, cotangents, is_first=number == 0)
-            both = torch.cat([mean, logsumexp], dim=1)
-            found.append(list(torch.split(both, [len(rows.queries) for rows in chunk])))
-        of_all = torch.cat([part for group in zip(*found, strict=True) for part in group])
-        return Expectation(of_all[:, :-1], of_all[:, -1:]), self._gradient
+            self._add_gradient(blocks, found.logsumexp, cotangents, is_first=number == 0)
+            sizes = [len(rows.queries) for rows in chunk]
+            pieces = [piece for x in found for piece in torch.split(x, sizes)]
+            for out, piece in zip(into, pieces, strict=True):
+                out.copy_(piece)
+        return self._found, self._gradient
 
     def _blocks(self, num_rows: int) -> list[_Block]:
         """Give each block of prototypes its memory."""

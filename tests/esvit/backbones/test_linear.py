@@ -84,6 +84,24 @@ def test_float32_goes_to_the_library_of_the_processor(is_not_for_mkl, has_bias, 
         torch.testing.assert_close(multiply_back(result, layer.weight), result @ layer.weight)
 
 
+@pytest.mark.parametrize(
+    ("capability", "maker", "expected"),
+    [
+        ("AVX512", "AuthenticAMD", True),
+        ("AVX512", "GenuineIntel", False),
+        ("AVX2", "AuthenticAMD", False),
+        ("AVX512", None, False),
+    ],
+)
+def test_a_processor_is_told_by_its_maker(capability, maker, expected, monkeypatch, tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    if maker:
+        cpuinfo.write_text(f"processor : 0\nvendor_id : {maker}\n")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(module, "Path", lambda _: cpuinfo)
+    assert module._is_not_for_mkl.__wrapped__() == expected
+
+
 @pytest.mark.parametrize("is_not_for_mkl", [True, False])
 def test_other_types_are_left_to_torch(is_not_for_mkl, monkeypatch):
     monkeypatch.setattr(module, "_is_not_for_mkl", lambda: is_not_for_mkl)
