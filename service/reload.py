@@ -91,7 +91,8 @@ class Reloader:
         seen = self._tried
         while True:
             try:
-                await asyncio.wait_for(self._is_asked.wait(), self._every_s or None)
+                async with asyncio.timeout(self._every_s or None):
+                    await self._is_asked.wait()
             except TimeoutError:
                 last, seen = seen, sign(self._path)
                 if seen == self._tried or seen != last:

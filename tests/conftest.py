@@ -13,6 +13,7 @@ from esvit.backbones import (
     ViLConfig,
     ViTConfig,
     build,
+    linear,
 )
 
 # How fast examples are made says how busy the machine is, not whether the code is right.
@@ -42,6 +43,12 @@ TINIES: dict[str, BackboneConfig] = {
     "resnet": TINY_RESNET,
 }
 """The smallest network of each kind."""
+
+
+@pytest.fixture(params=[False, True], ids=["mkl", "onednn"])
+def each_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multiply in float32 by the library of one make of processor, then of the others."""
+    monkeypatch.setattr(linear, "_is_not_for_mkl", lambda: request.param)
 
 
 @pytest.fixture

@@ -100,7 +100,8 @@ class Backbone(nn.Module, ABC):
     def features(self, batches: Sequence[Tensor]) -> list[Features]:
         """Give features of batches of images, each batch of a size of its own.
 
-        A backbone may do for all of them at once what does not depend on the size.
+        A backbone may do for all of them at once what does not depend on the size; `forward` and
+        what hangs on it, such as hooks, need not be called.
         """
         return [self(images) for images in batches]
 

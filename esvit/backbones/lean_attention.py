@@ -4,8 +4,8 @@ The biases that are learned differ by what a size hides from whom; all else that
 once for all sizes. Weights of attention are made again going back (`attend.py`).
 
 Queries, keys, values and what they mix to are four times the input. `attend_between` keeps nothing
-but that: the backward pass makes the first three again by one product, which adds a quarter to what
-the linear layers multiply in both passes; the last falls off on the way.
+but its input: the backward pass makes the first three again by one product, which adds a quarter to
+what the linear layers multiply in both passes; the last falls off on the way.
 
 Shape letters: R rows, S slots, C channels, N biases, T slots of a window.
 """
@@ -37,7 +37,7 @@ class Scores(NamedTuple):
 
 
 def mix(qkv: Tensor, scores: Scores) -> Tensor:
-    """Attend inside windows.
+    """Attend inside windows and put them together.
 
     Args:
         qkv: (S, 3 * C), queries, keys and values of the slots.
@@ -137,10 +137,11 @@ class _AttendBetween(torch.autograd.Function):
 def _mix(qkv: Tensor, scores: Scores) -> Tensor:
     """Attend inside windows (S, 3 * C): (R, C)."""
     C = qkv.shape[-1] // 3
-    out = qkv.new_empty(scores.parts[-1].rows.stop, C)
+    out = qkv.new_empty(scores.parts[-1].row_span.stop, C)
     for part, bias, common in _each(qkv, scores):
         mixed = attend_fused(*apart(common), bias.detach(), common.shape[-1] ** -0.5)
-        fill_rows(out, mixed.transpose(1, 2).reshape(-1, C), part)
+        windows = mixed.transpose(1, 2).reshape(part.size.number, part.layout.slots.numel(), C)
+        fill_rows(out, windows, part)
     return out
 
 
@@ -162,11 +163,11 @@ def _go_back(
         shape = *common.shape[:2], *common.shape[3:]  # windows, T, heads, channels of a head
         grad_bias = fill_gradients(
             apart(grad_common),
-            grad[part.slots].view(shape).transpose(1, 2),
+            grad[part.slot_span].view(shape).transpose(1, 2),
             apart(common),
             bias,
             common.shape[-1] ** -0.5,
-            None if mixed is None else mixed[part.slots].view(shape).transpose(1, 2),
+            None if mixed is None else mixed[part.slot_span].view(shape).transpose(1, 2),
         )
         grad_biases.append(grad_bias)
     return grad_qkv, grad_biases
@@ -176,5 +177,5 @@ def _each(qkv: Tensor, scores: Scores) -> Iterator[tuple[Part, Tensor, Tensor]]:
     """Give each size its slots of (S, 3 * C) as (windows, T, 3, heads, C / heads)."""
     heads, width = scores.num_heads, qkv.shape[-1]
     for part, bias in zip(scores.parts, scores.biases, strict=True):
-        shape = -1, bias.shape[-1], 3, heads, width // (3 * heads)
-        yield part, bias, qkv[part.slots].view(shape)
+        shape = part.num_windows, bias.shape[-1], 3, heads, width // (3 * heads)
+        yield part, bias, qkv[part.slot_span].view(shape)

@@ -79,7 +79,7 @@ class _FeedForward(torch.autograd.Function):
             of_second = parameter_gradients(grads, F.gelu(hidden), dtype)
             grad_hidden = torch.ops.aten.gelu_backward(multiply_back(grads, weight2), hidden)
             of_first = parameter_gradients(grad_hidden, rows, dtype)
-            result.copy_(multiply_back(grad_hidden, weight1))
+            multiply_back(grad_hidden, weight1, out=result)
             found = [*of_first, *of_second]
             totals = [a.add_(b) for a, b in zip(totals, found, strict=True)] if totals else found
         return grad_x, *totals

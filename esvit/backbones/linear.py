@@ -56,12 +56,19 @@ def multiply_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(multiply(x, weight, bias))
 
 
-def multiply_back(grad: Tensor, weight: Tensor) -> Tensor:
-    """Give the gradient (..., C) of a linear layer's input from that of its result (..., D)."""
+def multiply_back(grad: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """Give the gradient (..., C) of a linear layer's input from that of its result (..., D).
+
+    Args:
+        grad: In the dtype of all products.
+        weight: (D, C) of the layer.
+        out: Where to write it, or None.
+    """
     weight = weight.to(grad.dtype)
     if grad.dtype == torch.float32 and _is_direct(grad) and _is_faster(grad.dtype):
-        return _in_one_pass(grad, weight.T, None, "none")
-    return grad @ weight
+        product = _in_one_pass(grad, weight.T, None, "none")
+        return product if out is None else out.copy_(product)
+    return torch.matmul(grad, weight, out=out)
 
 
 def parameter_gradients(grad: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,14 @@ of all their windows in the same order, C channels.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from esvit.backbones.windows import MUCH_PADDING, Layout, Windows, layout_of, take
+from esvit.backbones.windows import Layout, Windows, is_much_padding, layout_of, take
 
 
 class MapSize(NamedTuple):
@@ -42,14 +43,27 @@ class Part(NamedTuple):
     Attributes:
         size: Of the maps.
         layout: Of their windows.
-        rows: Theirs among R.
-        slots: Those of their windows among S.
+        row_span: Theirs among R.
+        slot_span: That of their windows among S.
     """
 
     size: MapSize
     layout: Layout
-    rows: slice
-    slots: slice
+    row_span: slice
+    slot_span: slice
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of all of them."""
+        return self.size.number * len(self.layout.slots)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """View their rows of (R, C) as (B, H * W, C)."""
+        return x[self.row_span].view(self.size.number, len(self.layout.positions), x.shape[-1])
+
+    def windows(self, x: Tensor) -> Tensor:
+        """View their slots of (S, C) as (B, slots of a map, C)."""
+        return x[self.slot_span].view(self.size.number, self.layout.slots.numel(), x.shape[-1])
 
 
 def parts_of(windows: Windows, sizes: Sequence[MapSize], device: torch.device) -> tuple[Part, ...]:
@@ -65,14 +79,16 @@ def parts_of(windows: Windows, sizes: Sequence[MapSize], device: torch.device) -
 
 def have_much_padding(parts: Sequence[Part]) -> bool:
     """Whether what positions need should be worked out before windows are cut."""
-    last = parts[-1]
-    return bool(last.slots.stop >= MUCH_PADDING * last.rows.stop)
+    return is_much_padding(parts[-1].slot_span.stop, parts[-1].row_span.stop)
 
 
 def split_maps(x: Tensor, sizes: Sequence[MapSize]) -> list[Tensor]:
     """View rows (R, C) as maps (B, H, W, C), one tensor for each size."""
-    rows = torch.split(x, [size.rows for size in sizes])
-    return [part.view(*size, -1) for part, size in zip(rows, sizes, strict=True)]
+    stops = accumulate(size.rows for size in sizes)
+    return [
+        x[stop - size.rows : stop].view(*size, x.shape[-1])
+        for size, stop in zip(sizes, stops, strict=True)
+    ]
 
 
 def cut_windows(x: Tensor, parts: Sequence[Part], padding: Tensor | None = None) -> Tensor:
@@ -95,10 +111,9 @@ def to_slots(x: Tensor, parts: Sequence[Part]) -> Tensor:
     """Put rows (R, C) into slots (S, C), zero where there is padding; without a gradient."""
     if _is_in_place(parts):
         return x
-    out = x.new_empty(parts[-1].slots.stop, x.shape[-1])
-    for size, layout, rows, slots in parts:
-        shape = size.number, -1, x.shape[-1]
-        take(x[rows].view(shape), layout.slots.flatten(), out[slots].view(shape))
+    out = x.new_empty(parts[-1].slot_span.stop, x.shape[-1])
+    for part in parts:
+        take(part.maps(x), part.layout.slots.flatten(), part.windows(out))
     return out
 
 
@@ -106,16 +121,15 @@ def to_rows(x: Tensor, parts: Sequence[Part]) -> Tensor:
     """Put slots (S, C) back into rows (R, C); without a gradient."""
     if _is_in_place(parts):
         return x
-    out = x.new_empty(parts[-1].rows.stop, x.shape[-1])
+    out = x.new_empty(parts[-1].row_span.stop, x.shape[-1])
     for part in parts:
-        fill_rows(out, x[part.slots], part)
+        fill_rows(out, part.windows(x), part)
     return out
 
 
-def fill_rows(out: Tensor, x: Tensor, part: Part) -> None:
-    """Write the slots of one size, as many of (S, C) as it has, to where its rows lie in (R, C)."""
-    shape = part.size.number, -1, out.shape[-1]
-    take(x.view(shape), part.layout.positions, out[part.rows].view(shape))
+def fill_rows(out: Tensor, windows: Tensor, part: Part) -> None:
+    """Write the windows (B, slots of a map, C) of one size to where their rows lie in (R, C)."""
+    take(windows, part.layout.positions, part.maps(out))
 
 
 def _is_in_place(parts: Sequence[Part]) -> bool:
@@ -138,9 +152,10 @@ class _CutWindows(torch.autograd.Function):
         ctx.dtype = None if padding is None else padding.dtype
         out = to_slots(x, parts)
         if padding is not None and not _is_in_place(parts):
-            for maps, layout in _slots_by_map(out, parts):
-                shape = len(maps), len(layout.padding), -1
-                maps.index_copy_(1, layout.padding, padding.to(x.dtype).expand(shape))
+            for part in parts:
+                where = part.layout.padding
+                rows = padding.to(x.dtype).expand(part.size.number, len(where), -1)
+                part.windows(out).index_copy_(1, where, rows)
         return out.view_as(out)
 
     @staticmethod
@@ -151,13 +166,7 @@ class _CutWindows(torch.autograd.Function):
             return to_rows(grad, ctx.parts), None, None
         exact = torch.promote_types(grad.dtype, torch.float32)
         of_padding = grad.new_zeros(grad.shape[-1], dtype=exact)
-        for maps, layout in _slots_by_map(grad, ctx.parts):
-            of_slots = maps.sum(0, dtype=exact)
-            of_padding += of_slots.index_select(0, layout.padding).sum(0)
+        for part in ctx.parts:
+            of_slots = part.windows(grad).sum(0, dtype=exact)
+            of_padding += of_slots.index_select(0, part.layout.padding).sum(0)
         return to_rows(grad, ctx.parts), of_padding.to(ctx.dtype), None
-
-
-def _slots_by_map(x: Tensor, parts: Sequence[Part]) -> list[tuple[Tensor, Layout]]:
-    """View slots (S, C) of each size as (B, slots of a map, C)."""
-    C = x.shape[-1]
-    return [(x[part.slots].view(part.size.number, -1, C), part.layout) for part in parts]

@@ -55,16 +55,9 @@ class Swin(MapBackbone):
             -(width // self.config.patch) // merged
         )
 
-    def forward(self, images: Tensor) -> Features:
-        """Give features as `MapBackbone.forward` does."""
-        # A graph is made of maps, which leave the number of images open.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return self.features([images])[0]
-        return super().forward(images)
-
     def features(self, batches: Sequence[Tensor]) -> list[Features]:
         """Give features of batches of images; all sizes go through each block together."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not batches:
             return super().features(batches)
         checked = [checked_images(images, self.least_side) for images in batches]
         x, sizes = self.patch_embed.rows(checked)

@@ -1,8 +1,8 @@
 """The parts of a Swin transformer, from patch embedding to stage.
 
-Module names are those of the published checkpoints. Maps are (B, H, W, C) between blocks where a
-graph is made of the network or attention is looked at, and rows of several sizes (`packed.py`)
-where it is trained.
+Module names are those of the published checkpoints. Between blocks are maps (B, H, W, C), or, where
+several sizes go through them together, their rows (`packed.py`). A graph that is made of a block
+works on maps, which leave their number open; all else is done on rows.
 
 Shape letters: B batch, H W height and width of a map, C channels, M window side, N windows a map, R
 rows.
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esvit.backbones.attend import is_learned
 from esvit.backbones.layers import EPS, Attention, ResidualBlock
 from esvit.backbones.lean_attention import Scores, attend_between, mix
 from esvit.backbones.linear import dtype_of, linear
@@ -76,7 +77,7 @@ class WindowAttention(Attention):
         """Attend among the slots (S, C) of windows; gives (R, C) of the rows."""
         dtype, scores = dtype_of(x), self._scores(parts)
         # In float32 products are most of a step: none is made again here.
-        if remakes() and dtype != torch.float32:
+        if remakes() and dtype != torch.float32 and is_learned(scores.biases[0]):
             return attend_between(self.qkv, self.proj, x.to(dtype), scores)
         return linear(self.proj, mix(linear(self.qkv, x), scores))
 
@@ -91,10 +92,7 @@ class WindowAttention(Attention):
 
     def _scores(self, parts: Sequence[Part]) -> Scores:
         """Say what is known of the scores."""
-        bias = self.bias(None)
-        masks = (part.layout.mask for part in parts)
-        biases = [bias if mask is None else bias + mask for mask in masks]
-        return Scores(self.num_heads, parts, biases)
+        return Scores(self.num_heads, parts, [self.bias(part.layout.mask) for part in parts])
 
     def bias(self, mask: Tensor | None) -> Tensor:
         """Add the mask (N, 1, M * M, M * M) to the position bias: (1 or N, heads, M * M, M * M)."""
@@ -121,13 +119,14 @@ class SwinBlock(ResidualBlock):
             return self.add(
                 x, self._attend_rows(x, parts_of(self.windows, sizes, x.device)), *sizes
             )
+        if not torch.compiler.is_compiling():
+            rows: Tensor = self.forward(x.flatten(0, 2), MapSize(*x.shape[:3]))
+            return rows.view(x.shape)
         layout, bias = self._layout_and_bias(x)
         # In an exported graph the common product of queries, keys and values is no gain.
         if layout.has_much_padding and not torch.compiler.is_exporting():
             return self.add(x, self._attend_positions(x, layout, bias))
-        attended = use_and_remake(
-            lambda x: to_windows(self.norm1(x), layout), x, lambda windows: self.attn(windows, bias)
-        )
+        attended = self.attn(to_windows(self.norm1(x), layout), bias)
         return self.add(x, from_windows(attended, layout, x.shape[1], x.shape[2]))
 
     def with_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +153,7 @@ class SwinBlock(ResidualBlock):
         Padding is zero before them, so behind the first it is that layer's bias, and behind the
         second it is not wanted.
         """
-        qkv = use_and_remake(self.norm1, x, partial(linear, self.attn.qkv))
+        qkv = linear(self.attn.qkv, self.norm1(x))
         mixed = self.attn.mix(to_windows(qkv, layout, self.attn.qkv.bias), bias)
         return linear(self.attn.proj, from_windows(mixed, layout, x.shape[1], x.shape[2]))
 

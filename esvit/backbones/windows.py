@@ -71,7 +71,12 @@ class Layout(NamedTuple):
     @property
     def has_much_padding(self) -> bool:
         """Whether what positions need should be worked out before windows are cut."""
-        return self.slots.numel() >= MUCH_PADDING * len(self.positions)
+        return is_much_padding(self.slots.numel(), len(self.positions))
+
+
+def is_much_padding(num_slots: int, num_positions: int) -> bool:
+    """Whether windows have so many slots that their padding should not be multiplied."""
+    return num_slots >= MUCH_PADDING * num_positions
 
 
 def layout_of(windows: Windows, H: int, W: int, device: torch.device) -> Layout:

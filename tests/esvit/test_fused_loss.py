@@ -8,6 +8,8 @@ from esvit.head import Prototypes
 from esvit.loss import Loss, match_regions
 from esvit.model import Projections
 
+pytestmark = pytest.mark.usefixtures("each_library")
+
 
 def unit_output(sizes, *, images, dim=16, prototypes=96, length=1.0):
     """Rows on the unit sphere, and directions of prototypes with lengths around a given one."""

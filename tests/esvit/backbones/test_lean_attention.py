@@ -13,6 +13,7 @@ from esvit.backbones.windows import Windows
 
 HEADS, DIM = 2, 32
 SIZES = MapSize(2, 5, 9), MapSize(3, 4, 4)
+pytestmark = pytest.mark.usefixtures("each_library")
 every_cut = pytest.mark.parametrize("windows", [Windows(4), Windows(4, 2)])
 
 
@@ -22,14 +23,14 @@ def made(windows, sizes=SIZES):
     parts = parts_of(windows, sizes, torch.device("cpu"))
     counts = [part.layout.slots.shape[0] if windows.shift else 1 for part in parts]
     biases = [torch.randn(n, HEADS, 16, 16, requires_grad=True) for n in counts]
-    x = torch.randn(parts[-1].slots.stop, DIM)
+    x = torch.randn(parts[-1].slot_span.stop, DIM)
     return nn.Linear(DIM, 3 * DIM), nn.Linear(DIM, DIM), x, Scores(HEADS, parts, biases)
 
 
 def written_out(qkv, proj, x, scores):
     slots = []
     for part, bias in zip(scores.parts, scores.biases, strict=True):
-        common = qkv(x[part.slots]).view(-1, 16, 3, HEADS, DIM // HEADS)
+        common = qkv(x[part.slot_span]).view(-1, 16, 3, HEADS, DIM // HEADS)
         query, key, value = common.permute(2, 0, 3, 1, 4).unbind(0)
         mixed, _ = attend_with_weights(query, key, value, bias, (DIM // HEADS) ** -0.5)
         slots.append(proj(mixed.transpose(1, 2).flatten(2)).flatten(0, 1))

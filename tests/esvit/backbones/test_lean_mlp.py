@@ -8,6 +8,8 @@ from esvit.backbones.layers import MLP
 from esvit.backbones.lean_mlp import feed_forward
 from esvit.backbones.remake import keep_all
 
+pytestmark = pytest.mark.usefixtures("each_library")
+
 
 def layers(dim=8, hidden_dim=24):
     torch.manual_seed(0)

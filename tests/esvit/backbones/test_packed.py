@@ -39,9 +39,9 @@ def test_windows_are_those_of_each_size_alone(windows, sizes):
     torch.testing.assert_close(to_rows(slots, parts), x, rtol=0, atol=0)
     for part in parts:
         H, W = part.size.height, part.size.width
-        alone = slots[part.slots].view(-1, 16, 3)
+        alone = slots[part.slot_span].view(-1, 16, 3)
         expected = from_windows(alone, part.layout, H, W).flatten(0, 2)
-        torch.testing.assert_close(x[part.rows], expected, rtol=0, atol=0)
+        torch.testing.assert_close(x[part.row_span], expected, rtol=0, atol=0)
 
 
 @every_cut
@@ -49,7 +49,7 @@ def test_windows_are_those_of_each_size_alone(windows, sizes):
 def test_padding_may_be_a_row_with_a_gradient(windows, sizes):
     x, parts = rows_of(sizes).requires_grad_(), parts_of(windows, sizes, CPU)
     row = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn(parts[-1].slots.stop, 3, dtype=torch.float64)
+    weights = torch.randn(parts[-1].slot_span.stop, 3, dtype=torch.float64)
 
     def gradients(cut):
         return cut, torch.autograd.grad((cut.sin() * weights).sum(), (x, row))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from esvit.backbones import SwinConfig, build, packed, windows
+from esvit.backbones import SwinConfig, build, windows
 from esvit.backbones.layers import drop_path
 from esvit.backbones.maps import MapBackbone
 from esvit.backbones.packed import MapSize, split_maps
@@ -229,7 +229,6 @@ def test_training_gives_the_same_numbers_and_reaches_every_parameter(tiny_backbo
 @pytest.mark.parametrize("much", [1.0, 2.0, math.inf])
 def test_sizes_together_give_what_each_gives_alone(recompute, mask_padding, much, monkeypatch):
     monkeypatch.setattr(windows, "MUCH_PADDING", much)
-    monkeypatch.setattr(packed, "MUCH_PADDING", much)
     torch.manual_seed(0)
     backbone = build(replace(TINY, mask_padding=mask_padding)).double()
     for parameter in backbone.parameters():
@@ -275,6 +274,41 @@ def test_sizes_together_in_bfloat16_are_as_near_to_float32_as_each_alone():
     exact = gradients(together, is_rounded=False)
     ours, beside = gradients(together, is_rounded=True), gradients(alone, is_rounded=True)
     assert (ours - exact).norm() <= 1.2 * (beside - exact).norm()
+
+
+def test_maps_on_the_way_cost_a_training_no_more_memory():
+    torch.manual_seed(0)
+    backbone, images = build(TINY), torch.randn(2, 3, 224, 224)
+
+    def kept_by(run):
+        kept = {}
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            torch.autograd.graph.saved_tensors_hooks(
+                lambda x: kept.update({x.data_ptr(): x.numel()}) or x, lambda x: x
+            ),
+        ):
+            outputs = run(images)
+        return sum(kept.values()), outputs
+
+    (of_maps, maps), (of_features, _) = kept_by(backbone.pyramid), kept_by(backbone)
+    assert of_maps <= of_features
+    assert all(x.requires_grad for x in maps)
+
+
+@pytest.mark.usefixtures("each_library")
+def test_no_image_at_all_gives_no_features():
+    backbone = build(TINY)
+    (found,) = backbone.features([torch.zeros(0, 3, 64, 96)])
+    assert (found.pooled.shape, found.regions.shape) == ((0, 64), (0, 6, 64))
+    found.regions.sum().backward()
+    assert backbone.features([]) == []
+
+
+def test_features_may_be_changed_in_place():
+    pooled, regions = build(TINY)(torch.randn(2, 3, 64, 64))
+    regions.mul_(2).sum().backward()
+    pooled.mul_(2)
 
 
 def test_sizes_together_drop_whole_samples():
