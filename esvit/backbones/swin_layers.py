@@ -1,8 +1,8 @@
 """The parts of a Swin transformer, from patch embedding to stage.
 
 Module names are those of the published checkpoints. Between blocks are maps (B, H, W, C), or, where
-several sizes go through them together, their rows (`packed.py`). A graph that is made of a block
-works on maps, which leave their number open; all else is done on rows.
+several sizes go through them together, their rows (`packed.py`). A block in a graph works on maps,
+which leave their number open, and so does one whose attention is asked for; any other on rows.
 
 Shape letters: B batch, H W height and width of a map, C channels, M window side, N windows a map, R
 rows.

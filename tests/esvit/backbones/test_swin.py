@@ -306,9 +306,12 @@ def test_no_image_at_all_gives_no_features():
 
 
 def test_features_may_be_changed_in_place():
-    pooled, regions = build(TINY)(torch.randn(2, 3, 64, 64))
-    regions.mul_(2).sum().backward()
-    pooled.mul_(2)
+    backbone, images = build(TINY).eval(), torch.randn(2, 3, 64, 64)
+    expected = backbone(images).regions
+    regions = backbone(images).regions.mul_(2)
+    torch.testing.assert_close(regions, 2 * expected)
+    regions.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
 
 
 def test_sizes_together_drop_whole_samples():
