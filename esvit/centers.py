@@ -14,6 +14,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
+from esvit.backbones.linear import multiply
 from esvit.head import Prototypes
 
 _ITERATIONS = 3
@@ -34,7 +35,7 @@ def mean_logits(bottleneck: Tensor, prototypes: Prototypes) -> Tensor:
     """
     with torch.autocast(bottleneck.device.type, enabled=False):
         mean = bottleneck.float().mean(dim=0, keepdim=True)
-        return F.linear(mean, prototypes.directions) * prototypes.scales.T
+        return multiply(mean, prototypes.directions, None) * prototypes.scales.T
 
 
 @torch.no_grad()

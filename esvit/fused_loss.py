@@ -1,89 +1,54 @@
 """The numbers of `loss.py` without ever storing logits, with its own backward.
 
-Both tasks are one sum: over pairs of a student row i and a teacher row t with weight a_it, the
-cross-entropy of the teacher's distribution p_t and the student's softmax of s_i = W x_i / tau.
-Since p_t sums to one, that cross-entropy is logsumexp(s_i) - p_t . s_i, and what is left is linear:
+Both tasks are one sum, over student rows i of weight n_i, of the cross-entropy of their target r_i
+(the mean of the distributions p_t that i is compared with) and their own distribution q_i, the
+softmax of s_i = W x_i / tau. Since r_i sums to one, that is logsumexp(s_i) - r_i . s_i, and the
+gradient of its logits is q_i - r_i, which `sweeps.py` makes and multiplies without ever holding all
+of it. With d_i = W^T (q_i - r_i):
 
-    loss   = sum_i n_i logsumexp(s_i) - sum_t <y_t, z_t> / tau,     n_i = sum_t a_it
-    dx_i   = (n_i e_i - sum_t a_it y_t) / tau
-    dW     = (sum_i q_i n_i x_i^T - sum_t p_t z_t^T) / tau
+    loss   = sum_i n_i (H(q_i) + d_i . x_i / tau),     H(q_i) = logsumexp(s_i) - q_i . s_i
+    dx_i   = n_i d_i / tau
+    dW     = sum_i (q_i - r_i) n_i x_i^T / tau
 
-with q_i the student's distribution, e_i = W^T q_i and y_t = W^T p_t the mean prototypes under q_i
-and p_t, and z_t = sum_i a_it x_i. So student and teacher rows need the same three products with the
-prototypes (`sweeps.py`, which never holds all logits), the gathering and summing of targets happens
-among D columns instead of K, and the gradient is ready when the loss is: nothing else is kept for
-the backward pass.
+So the student's rows need three products with the prototypes and the teacher's one, as few as
+autograd needs with all logits at hand, and the gradient is ready when the loss is: nothing else is
+kept for the backward pass.
 
-Shapes: V views, B images, L regions of a view, R and Q student and teacher rows (the sums of B * L
-over the views), N rows of one view, D columns of the bottleneck, K prototypes.
+Shapes: V views, B images, L regions of a view, S and T student and teacher regions of an image (the
+sums of L over the views), D columns of the bottleneck, K prototypes.
 """
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from esvit.backbones.linear import dtype_of
 from esvit.head import Prototypes
 from esvit.loss import Loss, match_regions, region_head, split_views, view_pairs
 from esvit.model import Projections
-from esvit.sweeps import Keys, Rows, Sweep
+from esvit.sweeps import Comparisons, Rows, Sweep, Targets
 
 
-class Pair(NamedTuple):
-    """One student view against one teacher view.
-
-    Attributes:
-        rows: Where the view's N rows lie among the student's.
-        matches: (N,) int64, for each of them the teacher row it is compared with.
-        weight: a_it, how much each comparison counts.
-    """
-
-    rows: slice
-    matches: Tensor
-    weight: float
-
-
-class Targets(NamedTuple):
-    """The teacher's side of the loss; nothing here gets a gradient.
-
-    Attributes:
-        bottleneck: (Q, D) of the teacher.
-        prototypes: K of the teacher.
-        center: (1, K).
-        temperature: The teacher's.
-        pairs: What is compared with what.
-    """
-
-    bottleneck: Tensor
-    prototypes: Prototypes
-    center: Tensor
-    temperature: float
-    pairs: list[Pair]
-
-
-def fused_cross_entropy(
-    bottleneck: Tensor, prototypes: Prototypes, temperature: float, targets: Targets
-) -> Tensor:
+def fused_cross_entropy(student: Rows, targets: Targets) -> Tensor:
     """Weighted sum of cross-entropies between student and teacher rows.
 
     Args:
-        bottleneck: (R, D) of the student.
-        prototypes: K of the student.
-        temperature: The student's.
-        targets: The teacher's side.
+        student: Rows over their temperature.
+        targets: The teacher's side; nothing here gets a gradient.
 
     Returns:
-        Float32 scalar, differentiable once in `bottleneck` and `prototypes`.
+        Float32 scalar, differentiable once in the student's queries and prototypes.
     """
     # torch leaves `apply` untyped.
-    loss: Tensor = _FusedCrossEntropy.apply(bottleneck, *prototypes, temperature, targets)  # type: ignore[no-untyped-call]
+    loss: Tensor = _FusedCrossEntropy.apply(student.queries, *student.prototypes, targets)  # type: ignore[no-untyped-call]
     return loss
 
 
-def pair_views(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Pair]:
+def compare_views(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Comparisons:
     """Match every student view's regions with every other teacher view's.
 
     Args:
@@ -91,19 +56,29 @@ def pair_views(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Pai
         teacher: (B, L, C) region features of each teacher view, the first of the student's.
 
     Returns:
-        The pairs of the mean over pairs of views: all weights together are 1.
+        The comparisons of the mean over pairs of views, in a pair over images, in an image over
+        regions.
     """
-    starts = [0, *accumulate(len(view) * view.shape[1] for view in student)]
-    teacher_starts = [0, *accumulate(len(view) * view.shape[1] for view in teacher)]
-    numbers = view_pairs(len(student), len(teacher))
-    pairs = []
-    for t, s in numbers:
-        B, T, _ = teacher[t].shape
-        images = torch.arange(B, device=teacher[t].device).unsqueeze(1)  # (B, 1)
-        matches = match_regions(student[s], teacher[t]) + T * images + teacher_starts[t]
-        rows = slice(starts[s], starts[s + 1])
-        pairs.append(Pair(rows, matches.flatten(), 1 / (len(numbers) * matches.numel())))
-    return pairs
+    pairs = view_pairs(len(student), len(teacher))
+    starts = [0, *accumulate(view.shape[1] for view in teacher)]
+    device = student[0].device
+    matches, shares, counts, weights = [], [], [], []
+    for s, view in enumerate(student):
+        B, L, _ = view.shape
+        others = [t for t, other in pairs if other == s]
+        if others:
+            found = [match_regions(view, teacher[t]) + starts[t] for t in others]  # of (B, L)
+            matches.append(torch.stack(found, dim=-1).flatten(1))
+            shares.append(torch.full((L * len(others),), 1 / len(others), device=device))
+        counts.append(torch.full((L,), len(others), device=device))
+        weights.append(torch.full((L,), len(others) / (len(pairs) * B * L), device=device))
+    of_row = torch.cat(counts)  # (S,)
+    return Comparisons(
+        matches=torch.cat(matches, dim=1),
+        starts=of_row.cumsum(dim=0) - of_row,
+        shares=torch.cat(shares),
+        weights=torch.cat(weights),
+    )
 
 
 class FusedLoss(Loss):
@@ -113,38 +88,40 @@ class FusedLoss(Loss):
         self, student: Projections, teacher: Projections, teacher_temperature: float
     ) -> Tensor:
         """Mean cross-entropy over all pairs of views: a view is its own only region."""
-        num_student, num_teacher = len(student.regions_per_view), len(teacher.regions_per_view)
+        sizes, teacher_sizes = (len(x.regions_per_view) * (1,) for x in (student, teacher))
+        views, teacher_views = by_image(student.view, sizes), by_image(teacher.view, teacher_sizes)
         targets = Targets(
-            teacher.view,
-            teacher.view_prototypes,
-            self.center,
-            teacher_temperature,
-            pair_views(
-                split_views(student.view.detach(), (1,) * num_student),
-                split_views(teacher.view, (1,) * num_teacher),
-            ),
+            Rows(teacher_views / teacher_temperature, teacher.view_prototypes),
+            self.center.flatten() / -teacher_temperature,
+            compare_views(torch.split(views, 1, dim=1), torch.split(teacher_views, 1, dim=1)),
         )
         return fused_cross_entropy(
-            student.view, student.view_prototypes, self.student_temperature, targets
+            Rows(views / self.student_temperature, student.view_prototypes), targets
         )
 
     def region_task(
         self, student: Projections, teacher: Projections, teacher_temperature: float
     ) -> Tensor:
         """Mean cross-entropy over all pairs of views of their matched regions."""
+        sizes, teacher_sizes = student.regions_per_view, teacher.regions_per_view
         rows, prototypes = region_head(student)
         teacher_rows, teacher_prototypes = region_head(teacher)
         targets = Targets(
-            teacher_rows,
-            teacher_prototypes,
-            self.center_grid,
-            teacher_temperature,
-            pair_views(
-                split_views(student.region_features.detach(), student.regions_per_view),
-                split_views(teacher.region_features, teacher.regions_per_view),
+            Rows(by_image(teacher_rows, teacher_sizes) / teacher_temperature, teacher_prototypes),
+            self.center_grid.flatten() / -teacher_temperature,
+            compare_views(
+                split_views(student.region_features, sizes),
+                split_views(teacher.region_features, teacher_sizes),
             ),
         )
-        return fused_cross_entropy(rows, prototypes, self.student_temperature, targets)
+        return fused_cross_entropy(
+            Rows(by_image(rows, sizes) / self.student_temperature, prototypes), targets
+        )
+
+
+def by_image(rows: Tensor, regions_per_view: Sequence[int]) -> Tensor:
+    """Put rows (R, columns), which lie view by view, image by image: (B, S, columns)."""
+    return torch.cat(split_views(rows, regions_per_view), dim=1)
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
@@ -153,27 +130,23 @@ class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # torch gives contexts no public type
-        bottleneck: Tensor,
+        queries: Tensor,
         directions: Tensor,
         lengths: Tensor,
-        temperature: float,
         targets: Targets,
     ) -> Tensor:
-        """Make the loss and its gradients in the rows and the effective prototypes."""
-        device = bottleneck.device.type
-        dtype = (
-            torch.get_autocast_dtype(device)
-            if torch.is_autocast_enabled(device)
-            else bottleneck.dtype
-        )
-        prototypes = Prototypes(directions, lengths)
-        with torch.autocast(device, enabled=False):
-            loss, grad_rows, grad_weight = _loss_and_gradients(
-                bottleneck.float(), prototypes, temperature, targets, dtype
-            )
+        """Make the loss and its gradients in the queries and the effective prototypes."""
+        student, dtype = Rows(queries, Prototypes(directions, lengths)), dtype_of(queries)
+        with torch.autocast(queries.device.type, enabled=False):
+            found = Sweep(student, targets, dtype).run()
+        weights = targets.comparisons.weights  # (S,)
+        moved = (found.differences * queries).sum(dim=-1)  # (B, S)
         ctx.save_for_backward(directions, lengths)
-        ctx.gradients = grad_rows.to(bottleneck.dtype), grad_weight
-        return loss
+        ctx.gradients = (
+            (found.differences * weights.unsqueeze(1)).to(queries.dtype),
+            found.gradient,
+        )
+        return ((found.entropies + moved) * weights).sum()
 
     @staticmethod
     @once_differentiable
@@ -181,37 +154,10 @@ class _FusedCrossEntropy(torch.autograd.Function):
         """Scale the gradients by the loss's own; in place, they are used once."""
         if ctx.gradients is None:
             raise RuntimeError("the fused loss keeps its gradients for one backward pass only")
-        (grad_rows, grad_weight), ctx.gradients = ctx.gradients, None
+        (grad_queries, grad_weight), ctx.gradients = ctx.gradients, None
         prototypes = Prototypes(*ctx.saved_tensors)
         grad_directions, grad_lengths = _through_weight_norm_(grad_weight, prototypes, grad_loss)
-        return grad_rows.mul_(grad_loss), grad_directions, grad_lengths, None, None
-
-
-def _loss_and_gradients(
-    rows: Tensor, prototypes: Prototypes, temperature: float, targets: Targets, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The three sums of the module's docstring, with products in `dtype`."""
-    others = targets.bottleneck.float()
-    totals = rows.new_zeros(len(rows), 1)  # n, (R, 1)
-    owed = torch.zeros_like(others)  # z / -tau, (Q, D)
-    for pair in targets.pairs:
-        totals[pair.rows] += pair.weight
-        owed.index_add_(0, pair.matches, rows[pair.rows], alpha=-pair.weight / temperature)
-
-    values = Keys.of(prototypes)
-    keys = Keys.of(targets.prototypes, targets.center.flatten() / -targets.temperature)
-    groups = (
-        Rows((rows / temperature).to(dtype), values, rows * (totals / temperature)),
-        Rows((others / targets.temperature).to(dtype), keys, owed),
-    )
-    found, grad_weight = Sweep(values, groups).run()
-    means, target_means = torch.split(found.mean, [len(rows), len(others)])
-    loss = (totals * found.logsumexp[: len(rows)]).sum() + (target_means * owed).sum()
-    grad_rows = means * (totals / temperature)
-    for pair in targets.pairs:
-        target = target_means[pair.matches]  # (N, D)
-        grad_rows[pair.rows].sub_(target, alpha=pair.weight / temperature)
-    return loss, grad_rows, grad_weight
+        return grad_queries.mul_(grad_loss), grad_directions, grad_lengths, None
 
 
 def _through_weight_norm_(

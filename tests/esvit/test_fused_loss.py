@@ -3,10 +3,11 @@ import torch
 from torch.nn import functional as F
 
 from esvit import sweeps
-from esvit.fused_loss import FusedLoss, Pair, Targets, fused_cross_entropy, pair_views
+from esvit.fused_loss import FusedLoss, compare_views, fused_cross_entropy
 from esvit.head import Prototypes
 from esvit.loss import Loss, match_regions
 from esvit.model import Projections
+from esvit.sweeps import Comparisons, Rows, Targets
 
 pytestmark = pytest.mark.usefixtures("each_library")
 
@@ -86,11 +87,12 @@ def test_autocast_is_as_near_to_float32_as_the_written_out_form():
         assert (actual - expected).norm() <= 1.2 * (beside - expected).norm()
 
 
-def test_chunks_and_blocks_change_nothing(monkeypatch):
+@pytest.mark.parametrize("images", [1, 2])
+def test_chunks_and_blocks_change_nothing(monkeypatch, images):
     torch.manual_seed(0)
     student, teacher = (unit_output((4, 4), images=3, prototypes=1000) for _ in range(2))
     whole, gradients = results(FusedLoss, student, teacher, 1000)
-    budget = sweeps.CPU_BUDGET._replace(chunk_size=5 * 1000, block_bytes=1)
+    budget = sweeps.CPU_BUDGET._replace(chunk_size=images * 16 * 1000, block_bytes=1)
     monkeypatch.setattr(sweeps, "CPU_BUDGET", budget)
     cut, cut_gradients = results(FusedLoss, student, teacher, 1000)
     torch.testing.assert_close(cut.total, whole.total)
@@ -100,12 +102,14 @@ def test_chunks_and_blocks_change_nothing(monkeypatch):
 
 def test_student_that_equals_its_target_has_no_gradient():
     torch.manual_seed(0)
-    rows = torch.randn(1, 16, requires_grad=True)
+    queries = torch.randn(1, 1, 16, requires_grad=True)
     prototypes = Prototypes(torch.randn(96, 16), torch.ones(96, 1))
-    itself = Pair(slice(0, 1), torch.tensor([0]), 1.0)
-    targets = Targets(rows.detach(), prototypes, torch.zeros(1, 96), 0.3, [itself])
-    fused_cross_entropy(rows, prototypes, 0.3, targets).backward()
-    torch.testing.assert_close(rows.grad, torch.zeros_like(rows), atol=1e-5, rtol=0)
+    itself = Comparisons(
+        torch.zeros(1, 1, dtype=torch.int64), torch.tensor([0]), torch.ones(1), torch.ones(1)
+    )
+    targets = Targets(Rows(queries.detach(), prototypes), torch.zeros(96), itself)
+    fused_cross_entropy(Rows(queries, prototypes), targets).backward()
+    torch.testing.assert_close(queries.grad, torch.zeros_like(queries), atol=1e-6, rtol=0)
 
 
 def test_gradient_follows_the_losses_own():
@@ -132,29 +136,39 @@ def test_evaluation_needs_no_graph():
     torch.testing.assert_close(total, Loss(96)(student, teacher, 0.1).total.detach())
 
 
-def test_pairs_by_hand():
+def test_comparisons_by_hand():
     """Two global views of 2 regions, one local of 1: 4 pairs, each weighs a quarter."""
     first = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     second = torch.tensor([[[0.1, 1.0], [1.0, 0.1]]])
     local = torch.tensor([[[0.0, 3.0]]])
-    pairs = pair_views([first, second, local], [first, second])
-    found = [(pair.rows, pair.matches.tolist(), pair.weight) for pair in pairs]
-    assert found == [
-        (slice(2, 4), [1, 0], 1 / 8),
-        (slice(4, 5), [1], 1 / 4),
-        (slice(0, 2), [3, 2], 1 / 8),
-        (slice(4, 5), [2], 1 / 4),
-    ]
+    found = compare_views([first, second, local], [first, second])
+    assert found.matches.tolist() == [[3, 2, 1, 0, 1, 2]]
+    assert found.starts.tolist() == [0, 1, 2, 3, 4]
+    assert found.shares.tolist() == [1, 1, 1, 1, 0.5, 0.5]
+    assert found.weights.tolist() == [1 / 8, 1 / 8, 1 / 8, 1 / 8, 1 / 2]
 
 
-def test_pairs_stay_within_an_image():
+def test_comparisons_stay_within_an_image():
     torch.manual_seed(0)
     student = [torch.randn(3, size, 5) for size in (7, 7, 2)]
-    pairs = pair_views(student, student[:2])
-    match = match_regions(student[2], student[1])  # (3, 2)
-    expected = [21 + 7 * image + match[image, region] for image in range(3) for region in range(2)]
-    assert pairs[-1].matches.tolist() == expected
-    assert sum(pair.weight * len(pair.matches) for pair in pairs) == pytest.approx(1)
+    found = compare_views(student, student[:2])
+    assert found.matches.shape == (3, 7 + 7 + 2 * 2)
+    of_local = found.matches[:, 14:].view(3, 2, 2)  # image, region, teacher view
+    for teacher in range(2):
+        expected = match_regions(student[2], student[teacher]) + 7 * teacher
+        assert torch.equal(of_local[..., teacher], expected)
+    assert 3 * found.weights.sum() == pytest.approx(1)
+
+
+def test_view_without_another_is_left_out():
+    """One global view is compared with no view of the teacher's, two local ones are with one."""
+    torch.manual_seed(0)
+    student, teacher = unit_output((4, 2, 2), images=2), unit_output((4,), images=2)
+    fused, fused_gradients = results(FusedLoss, student, teacher, 96)
+    written, written_gradients = results(Loss, student, teacher, 96)
+    torch.testing.assert_close(fused.total, written.total, rtol=1e-5, atol=0)
+    for actual, expected in zip(fused_gradients, written_gradients, strict=True):
+        assert_relatively_close(actual, expected, 1e-5)
 
 
 def test_kept_memory_does_not_touch_the_gradients_handed_out():
