@@ -152,7 +152,7 @@ class Sweep:
         width = min(K, max(256, min(fitting, budget.max_width)))
         self._spans = [slice(start, min(start + width, K)) for start in range(0, K, width)]
         # A piece a block finds room among what is kept where one for the whole chunk would not.
-        self._memory = [[new(n * L * width, dtype=dtype) for L in (S, T)] for _ in self._spans]
+        self._memory = [new(n * (S + T) * width, dtype=dtype) for _ in self._spans]
         size = {"num_rows": n * max(S, T), "width": width}
         self._products = (
             Products(values, keys, **size)
@@ -204,13 +204,12 @@ class Sweep:
         """Put the rows of some images one after the other, in the products' dtype."""
         return rows.flatten(0, 1).to(self._products.dtype)
 
-    def _block(self, chunk: _Chunk, span: slice, memory: list[Tensor]) -> _Block:
+    def _block(self, chunk: _Chunk, span: slice, memory: Tensor) -> _Block:
         """Make a chunk's softmax over a block."""
         products, width = self._products, span.stop - span.start
-        student, teacher = (
-            some[: len(rows) * width].view(len(rows), width)
-            for some, rows in zip(memory, (chunk.student, chunk.teacher), strict=True)
-        )
+        counts = [len(chunk.student), len(chunk.teacher)]
+        both = memory[: sum(counts) * width].view(-1, width)
+        student, teacher = torch.split(both, counts)
         logits, probs = products.softmax(chunk.student, products.values(span), None, student)
         logsumexp = _logsumexp(logits, probs)
         mean_logit = logits.mul_(probs).sum(dim=1, keepdim=True)

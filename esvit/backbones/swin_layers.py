@@ -39,6 +39,12 @@ from esvit.backbones.windows import (
     to_windows,
 )
 
+WORTH_KEEPING = 192
+"""Channels from which on queries, keys and values are kept in float32.
+
+Products are most of such a step, and to make a value again takes a multiplication a channel. Of a
+Swin-T's values four tenths have fewer, but only an eighth of the multiplications."""
+
 
 class PatchEmbed(nn.Module):
     """Images (B, 3, H, W) to the first map; what is left over at the right and bottom is cut."""
@@ -76,8 +82,8 @@ class WindowAttention(Attention):
     def rows(self, x: Tensor, parts: Sequence[Part]) -> Tensor:
         """Attend among the slots (S, C) of windows; gives (R, C) of the rows."""
         dtype, scores = dtype_of(x), self._scores(parts)
-        # In float32 products are most of a step: none is made again here.
-        if remakes() and dtype != torch.float32 and is_learned(scores.biases[0]):
+        is_dear = dtype == torch.float32 and x.shape[-1] >= WORTH_KEEPING
+        if remakes() and not is_dear and is_learned(scores.biases[0]):
             return attend_between(self.qkv, self.proj, x.to(dtype), scores)
         return linear(self.proj, mix(linear(self.qkv, x), scores))
 

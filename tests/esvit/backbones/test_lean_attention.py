@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from esvit.backbones import attend as module
+from esvit.backbones import swin_layers
 from esvit.backbones.attend import attend_with_weights
 from esvit.backbones.lean_attention import Scores, attend_between, mix
 from esvit.backbones.linear import linear
@@ -120,7 +121,7 @@ def test_a_learned_bias_does_not_keep_torch_from_its_fused_operator(windows):
     assert "aten::_scaled_dot_product_attention_math" not in names
 
 
-def test_a_layer_takes_the_lean_form_in_bfloat16_where_not_everything_is_kept():
+def test_a_layer_takes_the_lean_form_unless_it_is_dear_or_everything_is_kept(monkeypatch):
     attention = WindowAttention(8, 2, 3)
     nn.init.normal_(attention.relative_position_bias_table)
     parts = parts_of(Windows(3), [MapSize(2, 3, 3)], torch.device("cpu"))
@@ -131,6 +132,9 @@ def test_a_layer_takes_the_lean_form_in_bfloat16_where_not_everything_is_kept():
             return type(attention.rows(x, parts).grad_fn).__name__
 
     assert "AttendBetween" in name()
-    assert "AttendBetween" not in name(torch.float32)
+    assert "AttendBetween" in name(torch.float32)
     with keep_all():
         assert "AttendBetween" not in name()
+    monkeypatch.setattr(swin_layers, "WORTH_KEEPING", 8)
+    assert "AttendBetween" in name()
+    assert "AttendBetween" not in name(torch.float32)
