@@ -17,18 +17,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from esvit.backbones.linear import multiply, multiply_back, multiply_gelu, parameter_gradients
+from esvit.backbones.remake import is_worth_keeping
 
 CHUNK_BYTES = 4 * 2**20
 """Hidden values that live at once."""
 
 GPU_CHUNK_BYTES = 2**30
 """The same elsewhere, where calls cost more than caches save."""
-
-WORTH_KEEPING = 384
-"""Channels from which on hidden values are kept in float32, where products are most of a step.
-
-To make one again takes a multiplication a channel. Of a Swin-T these are two thirds of all such
-products, and a third of the values."""
 
 
 def feed_forward(fc1: nn.Linear, fc2: nn.Linear, x: Tensor) -> Tensor:
@@ -54,8 +49,7 @@ class _FeedForward(torch.autograd.Function):
         """Give the result."""
         first = weight1.to(x.dtype), bias1.to(x.dtype)
         second = weight2.to(x.dtype), bias2.to(x.dtype)
-        keeps = x.dtype == torch.float32 and x.shape[1] >= WORTH_KEEPING
-        hidden = multiply(x, *first) if keeps else None
+        hidden = multiply(x, *first) if is_worth_keeping(x) else None
         ctx.save_for_backward(x, weight1, bias1, weight2, hidden)
         out = x.new_empty(len(x), len(weight2))
         parts = _chunks(len(weight1), x, out, x if hidden is None else hidden)

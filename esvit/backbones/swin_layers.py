@@ -28,7 +28,7 @@ from esvit.backbones.packed import (
     parts_of,
     split_maps,
 )
-from esvit.backbones.remake import remakes, use_and_remake
+from esvit.backbones.remake import is_worth_keeping, remakes, use_and_remake
 from esvit.backbones.windows import (
     Layout,
     Windows,
@@ -38,12 +38,6 @@ from esvit.backbones.windows import (
     relative_position_index,
     to_windows,
 )
-
-WORTH_KEEPING = 192
-"""Channels from which on queries, keys and values are kept in float32.
-
-Products are most of such a step, and to make a value again takes a multiplication a channel. Of a
-Swin-T's values four tenths have fewer, but only an eighth of the multiplications."""
 
 
 class PatchEmbed(nn.Module):
@@ -81,10 +75,9 @@ class WindowAttention(Attention):
 
     def rows(self, x: Tensor, parts: Sequence[Part]) -> Tensor:
         """Attend among the slots (S, C) of windows; gives (R, C) of the rows."""
-        dtype, scores = dtype_of(x), self._scores(parts)
-        is_dear = dtype == torch.float32 and x.shape[-1] >= WORTH_KEEPING
-        if remakes() and not is_dear and is_learned(scores.biases[0]):
-            return attend_between(self.qkv, self.proj, x.to(dtype), scores)
+        x, scores = x.to(dtype_of(x)), self._scores(parts)
+        if remakes() and not is_worth_keeping(x) and is_learned(scores.biases[0]):
+            return attend_between(self.qkv, self.proj, x, scores)
         return linear(self.proj, mix(linear(self.qkv, x), scores))
 
     def rows_without_padding(self, x: Tensor, parts: Sequence[Part]) -> Tensor:

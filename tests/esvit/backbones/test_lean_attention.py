@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from esvit.backbones import attend as module
-from esvit.backbones import swin_layers
+from esvit.backbones import remake
 from esvit.backbones.attend import attend_with_weights
 from esvit.backbones.lean_attention import Scores, attend_between, mix
 from esvit.backbones.linear import linear
@@ -135,6 +135,6 @@ def test_a_layer_takes_the_lean_form_unless_it_is_dear_or_everything_is_kept(mon
     assert "AttendBetween" in name(torch.float32)
     with keep_all():
         assert "AttendBetween" not in name()
-    monkeypatch.setattr(swin_layers, "WORTH_KEEPING", 8)
+    monkeypatch.setattr(remake, "WORTH_KEEPING", 8)
     assert "AttendBetween" in name()
     assert "AttendBetween" not in name(torch.float32)

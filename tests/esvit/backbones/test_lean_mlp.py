@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from esvit.backbones import lean_mlp as module
+from esvit.backbones import remake
 from esvit.backbones.layers import MLP
 from esvit.backbones.lean_mlp import feed_forward
 from esvit.backbones.remake import keep_all
@@ -31,7 +32,7 @@ def test_gradients_equal_autograds_of_the_written_out_form(
     monkeypatch, shape, chunk_bytes, worth_keeping
 ):
     monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
-    monkeypatch.setattr(module, "WORTH_KEEPING", worth_keeping)
+    monkeypatch.setattr(remake, "WORTH_KEEPING", worth_keeping)
     fc1, fc2 = layers()
     x = torch.randn(shape)
     lean = gradients(lambda x: feed_forward(fc1, fc2, x), x, fc1, fc2)
@@ -78,7 +79,7 @@ def test_nothing_but_the_input_is_kept_and_no_copy_of_a_weight():
 
 
 def test_hidden_values_are_kept_where_they_are_dear_and_only_in_float32(monkeypatch):
-    monkeypatch.setattr(module, "WORTH_KEEPING", 8)
+    monkeypatch.setattr(remake, "WORTH_KEEPING", 8)
     mlp, x = MLP(8, 24), torch.randn(5, 8, requires_grad=True)
     assert kept_by(mlp, x, None) == x.numel() + 5 * 24
     assert kept_by(mlp, x, torch.bfloat16) == x.numel()
