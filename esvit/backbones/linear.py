@@ -79,8 +79,10 @@ def parameter_gradients(grad: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Te
         x: (..., C), the input.
         dtype: Of the parameters, and of their gradients.
     """
-    grad = grad.reshape(-1, grad.shape[-1])
-    product = grad.mT @ x.reshape(-1, x.shape[-1])
+    grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    # Where MKL is slow, it is a tenth faster with the longer side first.
+    is_turned = x.shape[1] > grad.shape[1] and grad.dtype == torch.float32 and _is_not_for_mkl()
+    product = (x.mT @ grad).mT if is_turned else grad.mT @ x
     return product.to(dtype), grad.sum(0).to(dtype)  # sums of bfloat16 are made in float32
 
 
