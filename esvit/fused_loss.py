@@ -140,7 +140,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         with torch.autocast(queries.device.type, enabled=False):
             found = Sweep(student, targets, dtype).run()
         weights = targets.comparisons.weights  # (S,)
-        moved = (found.differences * queries).sum(dim=-1)  # (B, S)
+        moved = (found.differences * queries.float()).sum(dim=-1)  # (B, S)
         ctx.save_for_backward(directions, lengths)
         ctx.gradients = (
             (found.differences * weights.unsqueeze(1)).to(queries.dtype),

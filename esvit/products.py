@@ -12,8 +12,8 @@ from esvit.backbones.linear import multiply
 from esvit.head import Prototypes
 
 
-class Keys(NamedTuple):
-    """What rows are compared with.
+class ScaledPrototypes(NamedTuple):
+    """Prototypes and what makes them effective.
 
     Attributes:
         prototypes: K of them, float32.
@@ -24,7 +24,7 @@ class Keys(NamedTuple):
     scales: Tensor
 
     @classmethod
-    def of(cls, prototypes: Prototypes) -> "Keys":
+    def of(cls, prototypes: Prototypes) -> "ScaledPrototypes":
         """Take prototypes without their graph."""
         detached = Prototypes(*(part.detach().float() for part in prototypes))
         return cls(detached, detached.scales)
@@ -40,41 +40,40 @@ class Products:
 
     dtype = torch.float32
 
-    def __init__(self, student: Keys, teacher: Keys, *, num_rows: int, width: int) -> None:
+    def __init__(self, student: ScaledPrototypes, teacher: ScaledPrototypes, width: int) -> None:
         """Take memory.
 
         Args:
             student: K prototypes.
             teacher: As many.
-            num_rows: N of one network at most.
             width: W at most.
         """
         self.student, self.teacher = student, teacher
         self._block = self._memory(width, student.prototypes.directions.shape[1])
 
-    def values(self, span: slice) -> Tensor:
+    def student_block(self, span: slice) -> Tensor:
         """Give effective prototypes of the student (W, D), valid until others are asked for."""
         return self.student.write(span, self._block)
 
-    def keys(self, span: slice) -> Tensor:
+    def teacher_block(self, span: slice) -> Tensor:
         """Give the teacher's."""
         return self.teacher.write(span, self._block)
 
     def softmax(
-        self, queries: Tensor, keys: Tensor, bias: Tensor | None, out: Tensor
+        self, queries: Tensor, prototypes: Tensor, bias: Tensor | None, out: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Write the softmax of logits over a block.
 
         Args:
             queries: (N, D).
-            keys: (W, D).
+            prototypes: (W, D).
             bias: (W,) float32 added to the logits, or None.
             out: (N, W), for the probabilities.
 
         Returns:
             Logits and probabilities (N, W) in float32, valid until the next call.
         """
-        logits = multiply(queries, keys, bias)
+        logits = multiply(queries, prototypes, bias)
         return logits, torch.softmax(logits, dim=1, out=out)
 
     def add_rows(self, sums: Tensor, left: Tensor, right: Tensor) -> None:
@@ -93,35 +92,49 @@ class MixedProducts(Products):
     """Products of a type with fewer digits, such as bfloat16."""
 
     def __init__(
-        self, student: Keys, teacher: Keys, *, num_rows: int, width: int, dtype: torch.dtype
+        self,
+        student: ScaledPrototypes,
+        teacher: ScaledPrototypes,
+        width: int,
+        *,
+        num_rows: int,
+        dtype: torch.dtype,
     ) -> None:
-        """Take memory; the student's prototypes are written once, they are asked for twice."""
-        super().__init__(student, teacher, num_rows=num_rows, width=width)
+        """Take memory; the student's prototypes are written once, they are asked for twice.
+
+        Args:
+            student: K prototypes.
+            teacher: As many.
+            width: W at most.
+            num_rows: N of one network at most.
+            dtype: Of the products.
+        """
+        super().__init__(student, teacher, width)
         self.dtype = dtype
         K, D = student.prototypes.directions.shape
-        self._keys = self._memory(width, D, dtype=dtype)
+        self._teacher_block = self._memory(width, D, dtype=dtype)
         self._logits, self._probs = self._memory(num_rows * width), self._memory(num_rows * width)
         self._product = self._memory(max(num_rows, width), D, dtype=dtype)
         self._product32 = self._memory(max(num_rows, width), D)
-        self._values = self._memory(K, D, dtype=dtype)
+        self._all_student = self._memory(K, D, dtype=dtype)
         for start in range(0, K, width):
             span = slice(start, start + width)
-            self._values[span].copy_(super().values(span))
+            self._all_student[span].copy_(super().student_block(span))
 
-    def values(self, span: slice) -> Tensor:
+    def student_block(self, span: slice) -> Tensor:
         """As above, valid for good."""
-        return self._values[span]
+        return self._all_student[span]
 
-    def keys(self, span: slice) -> Tensor:
+    def teacher_block(self, span: slice) -> Tensor:
         """As above."""
-        made = super().keys(span)
-        return self._keys[: len(made)].copy_(made)
+        made = super().teacher_block(span)
+        return self._teacher_block[: len(made)].copy_(made)
 
     def softmax(
-        self, queries: Tensor, keys: Tensor, bias: Tensor | None, out: Tensor
+        self, queries: Tensor, prototypes: Tensor, bias: Tensor | None, out: Tensor
     ) -> tuple[Tensor, Tensor]:
         """As above; the bias is added in float32."""
-        torch.mm(queries, keys.T, out=out)
+        torch.mm(queries, prototypes.T, out=out)
         logits, probs = (x[: out.numel()].view(out.shape) for x in (self._logits, self._probs))
         logits.copy_(out)
         if bias is not None:

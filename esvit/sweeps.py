@@ -20,14 +20,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from esvit.head import Prototypes
-from esvit.products import Keys, MixedProducts, Products
+from esvit.products import MixedProducts, Products, ScaledPrototypes
 
 
 class Budget(NamedTuple):
     """How much is worked on at once.
 
     Attributes:
-        chunk_size: How many probabilities live at once, but those of one image at least.
+        chunk_size: How many probabilities live at once; those of one image do however many they
+            are, three times as many as a Swin's for a ViT's patches of 16 pixels.
         block_bytes: Float32 logits that do.
         max_width: Prototypes in a block at most.
     """
@@ -61,7 +62,7 @@ class Comparisons(NamedTuple):
 
     Attributes:
         matches: (B, M) int64, the teacher's row of each comparison, from 0 to T - 1; those of a
-            student row stand together.
+            student row are adjacent.
         starts: (S,) int64, where those of each student row begin.
         shares: (M,) float32, what each counts within its student row, 1 in all.
         weights: (S,) float32, what each student row counts.
@@ -91,8 +92,8 @@ class Found(NamedTuple):
     """What the loss and its gradients are made of.
 
     Attributes:
-        differences: (B, S, D) float32, of the student's mean prototype from its targets'.
-        entropies: (B, S) float32, of the student's distributions.
+        differences: (B, S, D) float32, W^T (q - r): the student's mean prototype less its targets'.
+        entropies: (B, S) float32, of the student's distributions q.
         gradient: (K, D) float32, of the effective prototypes.
     """
 
@@ -107,7 +108,7 @@ class _Chunk(NamedTuple):
     images: slice
     student: Tensor  # (N, D) in the products' dtype
     teacher: Tensor  # (N', D) likewise
-    owed: Tensor  # (N, D), what each student row gives to the gradient
+    owed: Tensor  # (N, D), each student row times its weight
     matches: Tensor  # (n * M,), teacher rows of the chunk
     starts: Tensor  # (N,)
     shares: Tensor  # (n * M,)
@@ -140,12 +141,14 @@ class Sweep:
             dtype: Of the products; softmax and all sums are float32.
         """
         self._student, (self._teacher, self._bias, self._comparisons) = student, targets
-        values, keys = Keys.of(student.prototypes), Keys.of(self._teacher.prototypes)
+        prototypes, others = (
+            ScaledPrototypes.of(rows.prototypes) for rows in (student, self._teacher)
+        )
         B, S, D = student.queries.shape
-        T, K = self._teacher.queries.shape[1], len(values.scales)
-        new = values.scales.new_empty
+        T, K = self._teacher.queries.shape[1], len(prototypes.scales)
+        new = prototypes.scales.new_empty
         self._found = Found(new(B, S, D), new(B, S), new(K, D))
-        budget = CPU_BUDGET if values.scales.device.type == "cpu" else GPU_BUDGET
+        budget = CPU_BUDGET if prototypes.scales.device.type == "cpu" else GPU_BUDGET
         self._num_chunks = -(-B // max(1, budget.chunk_size // (K * (S + T))))
         n = -(-B // self._num_chunks)
         fitting = budget.block_bytes // (4 * n * (S + T)) // 256 * 256
@@ -153,11 +156,10 @@ class Sweep:
         self._spans = [slice(start, min(start + width, K)) for start in range(0, K, width)]
         # A piece a block finds room among what is kept where one for the whole chunk would not.
         self._memory = [new(n * (S + T) * width, dtype=dtype) for _ in self._spans]
-        size = {"num_rows": n * max(S, T), "width": width}
         self._products = (
-            Products(values, keys, **size)
+            Products(prototypes, others, width)
             if dtype == torch.float32
-            else MixedProducts(values, keys, **size, dtype=dtype)
+            else MixedProducts(prototypes, others, width, num_rows=n * max(S, T), dtype=dtype)
         )
 
     def run(self) -> Found:
@@ -168,16 +170,21 @@ class Sweep:
             logsumexp, shares = _over_all([block.logsumexp for block in blocks])
             _, teacher_shares = _over_all([block.teacher_logsumexp for block in blocks])
             mean_logit = (shares * torch.stack([block.mean_logit for block in blocks])).sum(dim=0)
-            entropies = self._found.entropies[chunk.images]
-            entropies.copy_((logsumexp - mean_logit).view_as(entropies))
             differences = self._found.differences[chunk.images].flatten(0, 1).zero_()
             shared = list(zip(blocks, shares, teacher_shares, strict=True))
+            excess = torch.zeros_like(mean_logit)
             for block, share, teacher_share in reversed(shared):
                 gradient = _gradient_of_logits(chunk, block, share, teacher_share)
-                self._products.add_rows(differences, gradient, self._products.values(block.span))
+                excess += gradient.sum(dim=1, keepdim=True, dtype=torch.float32)
+                self._products.add_rows(
+                    differences, gradient, self._products.student_block(block.span)
+                )
                 self._products.add_prototypes(
                     self._found.gradient[block.span], gradient, chunk.owed, is_first=number == 0
                 )
+            # Rounded targets do not sum to one; what they lack counts as the student's own.
+            entropies = self._found.entropies[chunk.images]
+            entropies.copy_((logsumexp - mean_logit * (1 + excess)).view_as(entropies))
         return self._found
 
     def _chunks(self) -> Iterator[_Chunk]:
@@ -210,11 +217,11 @@ class Sweep:
         counts = [len(chunk.student), len(chunk.teacher)]
         both = memory[: sum(counts) * width].view(-1, width)
         student, teacher = torch.split(both, counts)
-        logits, probs = products.softmax(chunk.student, products.values(span), None, student)
+        logits, probs = products.softmax(chunk.student, products.student_block(span), None, student)
         logsumexp = _logsumexp(logits, probs)
         mean_logit = logits.mul_(probs).sum(dim=1, keepdim=True)
         logits, probs = products.softmax(
-            chunk.teacher, products.keys(span), self._bias[span], teacher
+            chunk.teacher, products.teacher_block(span), self._bias[span], teacher
         )
         return _Block(span, student, teacher, logsumexp, _logsumexp(logits, probs), mean_logit)
 

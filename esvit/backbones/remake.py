@@ -21,7 +21,7 @@ WORTH_KEEPING = 192
 """Channels from which on products are kept in float32, where they are most of a step.
 
 To make a value again takes a multiplication a channel. Of what a Swin-T's attention and MLPs
-multiply first, four tenths of the values have fewer channels, but an eighth of all multiplications.
+multiply first, four tenths of the values have fewer channels, but a seventh of the multiplications.
 """
 
 
