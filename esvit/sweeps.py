@@ -28,7 +28,7 @@ class Budget(NamedTuple):
 
     Attributes:
         chunk_size: How many probabilities live at once; those of one image do however many they
-            are, three times as many as a Swin's for a ViT's patches of 16 pixels.
+            are, four times as many as a Swin's for a ViT's patches of 16 pixels.
         block_bytes: Float32 logits that do.
         max_width: Prototypes in a block at most.
     """
