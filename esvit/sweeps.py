@@ -128,8 +128,8 @@ class _Block(NamedTuple):
 class Sweep:
     """Goes through all prototypes with student and teacher, chunk after chunk, in shared memory.
 
-    That memory ends with the sweep: kept from step to step it would lie idle below the backward
-    pass, where a step holds the most.
+    That memory ends with the sweep: kept from step to step it would lie idle below both passes of
+    the networks.
     """
 
     def __init__(self, student: Rows, targets: Targets, dtype: torch.dtype) -> None:
@@ -175,7 +175,7 @@ class Sweep:
             excess = torch.zeros_like(mean_logit)
             for block, share, teacher_share in reversed(shared):
                 gradient = _gradient_of_logits(chunk, block, share, teacher_share)
-                excess += gradient.sum(dim=1, keepdim=True, dtype=torch.float32)
+                excess += gradient.sum(dim=1, keepdim=True)
                 self._products.add_rows(
                     differences, gradient, self._products.student_block(block.span)
                 )
