@@ -14,8 +14,8 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from esvit.backbones.linear import multiply
 from esvit.head import Prototypes
+from esvit.weight_norm import compare
 
 _ITERATIONS = 3
 """As in both papers."""
@@ -35,7 +35,7 @@ def mean_logits(bottleneck: Tensor, prototypes: Prototypes) -> Tensor:
     """
     with torch.autocast(bottleneck.device.type, enabled=False):
         mean = bottleneck.float().mean(dim=0, keepdim=True)
-        return multiply(mean, prototypes.directions, None) * prototypes.scales.T
+        return compare(mean, prototypes)
 
 
 @torch.no_grad()

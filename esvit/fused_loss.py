@@ -31,6 +31,7 @@ from esvit.head import Prototypes
 from esvit.loss import Loss, match_regions, region_head, split_views, view_pairs
 from esvit.model import Projections
 from esvit.sweeps import Comparisons, Rows, Sweep, Targets
+from esvit.weight_norm import through_weight_norm_
 
 
 def fused_cross_entropy(student: Rows, targets: Targets) -> Tensor:
@@ -156,22 +157,5 @@ class _FusedCrossEntropy(torch.autograd.Function):
             raise RuntimeError("the fused loss keeps its gradients for one backward pass only")
         (grad_queries, grad_weight), ctx.gradients = ctx.gradients, None
         prototypes = Prototypes(*ctx.saved_tensors)
-        grad_directions, grad_lengths = _through_weight_norm_(grad_weight, prototypes, grad_loss)
+        grad_directions, grad_lengths = through_weight_norm_(grad_weight, prototypes, grad_loss)
         return grad_queries.mul_(grad_loss), grad_directions, grad_lengths, None
-
-
-def _through_weight_norm_(
-    gradient: Tensor, prototypes: Prototypes, factor: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Turn the gradient of effective prototypes, in place, into that of directions; and lengths.
-
-    With u = v / |v| and w = g u: dg = u . dw and dv = (g / |v|) (dw - u dg).
-    """
-    grad_lengths = torch.empty_like(prototypes.lengths)
-    parts = (torch.split(x, 4096) for x in (gradient, grad_lengths, *prototypes))
-    for block, grad_length, direction, length in zip(*parts, strict=True):
-        norm = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
-        along = (block * direction).sum(dim=1, keepdim=True) / norm
-        block.addcmul_(direction, along / norm, value=-1).mul_(factor * length / norm)
-        torch.mul(along, factor, out=grad_length)
-    return gradient, grad_lengths

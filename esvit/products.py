@@ -3,36 +3,14 @@
 Shapes: N rows, D columns, K prototypes, W of them in a block.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from esvit.backbones.linear import multiply
+from esvit.backbones.linear import multiply, multiply_into
+from esvit.blocks import Softmax, add_, softmax
 from esvit.head import Prototypes
-
-
-class ScaledPrototypes(NamedTuple):
-    """Prototypes and what makes them effective.
-
-    Attributes:
-        prototypes: K of them, float32.
-        scales: (K, 1), those of the prototypes, made once.
-    """
-
-    prototypes: Prototypes
-    scales: Tensor
-
-    @classmethod
-    def of(cls, prototypes: Prototypes) -> "ScaledPrototypes":
-        """Take prototypes without their graph."""
-        detached = Prototypes(*(part.detach().float() for part in prototypes))
-        return cls(detached, detached.scales)
-
-    def write(self, span: slice, out: Tensor) -> Tensor:
-        """Write effective prototypes into the first rows of (W, D) or more, float32."""
-        scales = self.scales[span]
-        return torch.mul(self.prototypes.directions[span], scales, out=out[: len(scales)])
+from esvit.native import layers as native
+from esvit.weight_norm import write_weight
 
 
 class Products:
@@ -40,41 +18,37 @@ class Products:
 
     dtype = torch.float32
 
-    def __init__(self, student: ScaledPrototypes, teacher: ScaledPrototypes, width: int) -> None:
+    def __init__(self, student: Prototypes, teacher: Prototypes, width: int) -> None:
         """Take memory.
 
         Args:
-            student: K prototypes.
-            teacher: As many.
+            student: K of them, float32, without a graph.
+            teacher: As many, likewise.
             width: W at most.
         """
         self.student, self.teacher = student, teacher
-        self._block = self._memory(width, student.prototypes.directions.shape[1])
+        self._block = self._memory(width, student.directions.shape[1])
 
     def student_block(self, span: slice) -> Tensor:
         """Give effective prototypes of the student (W, D), valid until others are asked for."""
-        return self.student.write(span, self._block)
+        return _write(self.student, span, self._block)
 
     def teacher_block(self, span: slice) -> Tensor:
         """Give the teacher's."""
-        return self.teacher.write(span, self._block)
+        return _write(self.teacher, span, self._block)
 
     def softmax(
         self, queries: Tensor, prototypes: Tensor, bias: Tensor | None, out: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Softmax:
         """Write the softmax of logits over a block.
 
         Args:
             queries: (N, D).
             prototypes: (W, D).
-            bias: (W,) float32 added to the logits, or None.
+            bias: (W,) float32 added to the logits in float32, or None.
             out: (N, W), for the probabilities.
-
-        Returns:
-            Logits and probabilities (N, W) in float32, valid until the next call.
         """
-        logits = multiply(queries, prototypes, bias)
-        return logits, torch.softmax(logits, dim=1, out=out)
+        return softmax(multiply_into(out, queries, prototypes), bias, out)
 
     def add_rows(self, sums: Tensor, left: Tensor, right: Tensor) -> None:
         """Add left (N, W) @ right (W, D) to (N, D)."""
@@ -84,8 +58,8 @@ class Products:
         """Add left (N, W)^T @ right (N, D) to (W, D), or write it where it is the first."""
         sums.addmm_(left.T, right, beta=0 if is_first else 1)
 
-    def _memory(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self.student.scales.new_empty(shape, dtype=dtype)
+    def _memory(self, *shape: int) -> Tensor:
+        return self.student.lengths.new_empty(shape, dtype=self.dtype)
 
 
 class MixedProducts(Products):
@@ -93,8 +67,8 @@ class MixedProducts(Products):
 
     def __init__(
         self,
-        student: ScaledPrototypes,
-        teacher: ScaledPrototypes,
+        student: Prototypes,
+        teacher: Prototypes,
         width: int,
         *,
         num_rows: int,
@@ -103,54 +77,39 @@ class MixedProducts(Products):
         """Take memory; the student's prototypes are written once, they are asked for twice.
 
         Args:
-            student: K prototypes.
-            teacher: As many.
+            student: K of them, float32, without a graph.
+            teacher: As many, likewise.
             width: W at most.
             num_rows: N of one network at most.
             dtype: Of the products.
         """
-        super().__init__(student, teacher, width)
         self.dtype = dtype
-        K, D = student.prototypes.directions.shape
-        self._teacher_block = self._memory(width, D, dtype=dtype)
-        self._logits, self._probs = self._memory(num_rows * width), self._memory(num_rows * width)
-        self._product = self._memory(max(num_rows, width), D, dtype=dtype)
-        self._product32 = self._memory(max(num_rows, width), D)
-        self._all_student = self._memory(K, D, dtype=dtype)
+        super().__init__(student, teacher, width)
+        K, D = student.directions.shape
+        self._product = self._memory(num_rows, D)
+        self._all_student = self._memory(K, D)
         for start in range(0, K, width):
             span = slice(start, start + width)
-            self._all_student[span].copy_(super().student_block(span))
+            _write(student, span, self._all_student[span])
 
     def student_block(self, span: slice) -> Tensor:
         """As above, valid for good."""
         return self._all_student[span]
 
-    def teacher_block(self, span: slice) -> Tensor:
-        """As above."""
-        made = super().teacher_block(span)
-        return self._teacher_block[: len(made)].copy_(made)
-
-    def softmax(
-        self, queries: Tensor, prototypes: Tensor, bias: Tensor | None, out: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """As above; the bias is added in float32."""
-        torch.mm(queries, prototypes.T, out=out)
-        logits, probs = (x[: out.numel()].view(out.shape) for x in (self._logits, self._probs))
-        logits.copy_(out)
-        if bias is not None:
-            logits.add_(bias)
-        out.copy_(torch.softmax(logits, dim=1, out=probs))
-        return logits, probs
-
     def add_rows(self, sums: Tensor, left: Tensor, right: Tensor) -> None:
         """As above."""
-        product = torch.mm(left, right, out=self._product[: len(left)])
-        sums.add_(self._product32[: len(left)].copy_(product))
+        add_(sums, torch.mm(left, right, out=self._product[: len(left)]))
 
     def add_prototypes(self, sums: Tensor, left: Tensor, right: Tensor, *, is_first: bool) -> None:
         """As above."""
-        product = torch.mm(left.T, right, out=self._product[: len(sums)])
-        if is_first:
-            sums.copy_(product)
-        else:
-            sums.add_(self._product32[: len(sums)].copy_(product))
+        if native.can_multiply_turned(left, right):
+            native.multiply_turned(left, right, sums, is_first=is_first)
+            return
+        product = torch.mm(left.T, right)
+        sums.copy_(product) if is_first else sums.add_(product)
+
+
+def _write(prototypes: Prototypes, span: slice, out: Tensor) -> Tensor:
+    """Write some effective prototypes into the first rows of memory."""
+    some = Prototypes(*(part[span] for part in prototypes))
+    return write_weight(some, out[: len(some.lengths)])

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from esvit.blocks import Owed, Softmax, reduce_
 from esvit.head import Prototypes
-from esvit.products import MixedProducts, Products, ScaledPrototypes
+from esvit.products import MixedProducts, Products
 
 
 class Budget(NamedTuple):
@@ -120,9 +120,8 @@ class _Block(NamedTuple):
     span: slice
     student: Tensor  # (N, W), probabilities in the products' dtype
     teacher: Tensor  # (N', W)
-    logsumexp: Tensor  # (N, 1) float32, the student's
-    teacher_logsumexp: Tensor  # (N', 1)
-    mean_logit: Tensor  # (N, 1), the student's
+    of_student: Softmax
+    of_teacher: Softmax
 
 
 class Sweep:
@@ -142,13 +141,14 @@ class Sweep:
         """
         self._student, (self._teacher, self._bias, self._comparisons) = student, targets
         prototypes, others = (
-            ScaledPrototypes.of(rows.prototypes) for rows in (student, self._teacher)
+            Prototypes(*(part.detach().float() for part in rows.prototypes))
+            for rows in (student, self._teacher)
         )
         B, S, D = student.queries.shape
-        T, K = self._teacher.queries.shape[1], len(prototypes.scales)
-        new = prototypes.scales.new_empty
+        T, K = self._teacher.queries.shape[1], len(prototypes.lengths)
+        new = prototypes.lengths.new_empty
         self._found = Found(new(B, S, D), new(B, S), new(K, D))
-        budget = CPU_BUDGET if prototypes.scales.device.type == "cpu" else GPU_BUDGET
+        budget = CPU_BUDGET if prototypes.lengths.device.type == "cpu" else GPU_BUDGET
         self._num_chunks = -(-B // max(1, budget.chunk_size // (K * (S + T))))
         n = -(-B // self._num_chunks)
         fitting = budget.block_bytes // (4 * n * (S + T)) // 256 * 256
@@ -167,15 +167,18 @@ class Sweep:
         for number, chunk in enumerate(self._chunks()):
             places = zip(self._spans, self._memory, strict=True)
             blocks = [self._block(chunk, span, memory) for span, memory in places]
-            logsumexp, shares = _over_all([block.logsumexp for block in blocks])
-            _, teacher_shares = _over_all([block.teacher_logsumexp for block in blocks])
-            mean_logit = (shares * torch.stack([block.mean_logit for block in blocks])).sum(dim=0)
+            logsumexp, shares = _over_all([block.of_student for block in blocks])
+            _, teacher_shares = _over_all([block.of_teacher for block in blocks])
+            mean_logits = torch.stack([block.of_student.mean_logit for block in blocks])
+            mean_logit = (shares * mean_logits).sum(dim=0)
             differences = self._found.differences[chunk.images].flatten(0, 1).zero_()
             shared = list(zip(blocks, shares, teacher_shares, strict=True))
             excess = torch.zeros_like(mean_logit)
             for block, share, teacher_share in reversed(shared):
-                gradient = _gradient_of_logits(chunk, block, share, teacher_share)
-                excess += gradient.sum(dim=1, keepdim=True)
+                factors = teacher_share.flatten()[chunk.matches].mul_(chunk.shares)
+                owed = Owed(chunk.matches, chunk.starts, factors)
+                excess += reduce_(block.student, block.teacher, share, owed)
+                gradient = block.student  # is now the gradient of its logits
                 self._products.add_rows(
                     differences, gradient, self._products.student_block(block.span)
                 )
@@ -217,42 +220,15 @@ class Sweep:
         counts = [len(chunk.student), len(chunk.teacher)]
         both = memory[: sum(counts) * width].view(-1, width)
         student, teacher = torch.split(both, counts)
-        logits, probs = products.softmax(chunk.student, products.student_block(span), None, student)
-        logsumexp = _logsumexp(logits, probs)
-        mean_logit = logits.mul_(probs).sum(dim=1, keepdim=True)
-        logits, probs = products.softmax(
+        of_student = products.softmax(chunk.student, products.student_block(span), None, student)
+        of_teacher = products.softmax(
             chunk.teacher, products.teacher_block(span), self._bias[span], teacher
         )
-        return _Block(span, student, teacher, logsumexp, _logsumexp(logits, probs), mean_logit)
+        return _Block(span, student, teacher, of_student, of_teacher)
 
 
-def _logsumexp(logits: Tensor, probs: Tensor) -> Tensor:
-    """Give the logsumexp (N, 1) of logits whose softmax is known, both (N, W).
-
-    The largest probability is exp(largest logit - logsumexp).
-    """
-    return logits.amax(dim=1, keepdim=True) - probs.amax(dim=1, keepdim=True).log_()
-
-
-def _over_all(of_blocks: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _over_all(blocks: list[Softmax]) -> tuple[Tensor, Tensor]:
     """Give the logsumexp (N, 1) over all blocks, and each block's share of it (blocks, N, 1)."""
-    stacked = torch.stack(of_blocks)
+    stacked = torch.stack([block.logsumexp for block in blocks])
     logsumexp = stacked.logsumexp(dim=0)
     return logsumexp, (stacked - logsumexp).exp_()
-
-
-def _gradient_of_logits(
-    chunk: _Chunk, block: _Block, share: Tensor, teacher_share: Tensor
-) -> Tensor:
-    """Give the student's distributions minus the mean of their targets, over a block: (N, W)."""
-    dtype = block.student.dtype
-    factors = teacher_share.flatten()[chunk.matches].mul_(chunk.shares).neg_()
-    # Gathers, scales and sums teacher rows in one pass.
-    targets = F.embedding_bag(
-        chunk.matches,
-        block.teacher,
-        chunk.starts,
-        mode="sum",
-        per_sample_weights=factors.to(dtype),
-    )
-    return targets.addcmul_(block.student, share.to(dtype))

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from esvit.backbones import (
     build,
     linear,
 )
+from esvit.native import library
 
 # How fast examples are made says how busy the machine is, not whether the code is right.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -49,6 +51,36 @@ TINIES: dict[str, BackboneConfig] = {
 def each_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Multiply in float32 by the library of one make of processor, then of the others."""
     monkeypatch.setattr(linear, "_is_not_for_mkl", lambda: request.param)
+
+
+@pytest.fixture(params=["tiles", "vectors"])
+def our_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Work by our kernels as this processor has them, then by those of one without tiles."""
+    yield from _kernels(request.param, monkeypatch)
+
+
+@pytest.fixture(params=["tiles", "vectors", "none"])
+def each_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The same, then work by torch's operators."""
+    yield from _kernels(request.param, monkeypatch)
+
+
+def _kernels(form: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if form == "none":
+        monkeypatch.setenv(library.SETTING, "off")
+    if form == "vectors":
+        monkeypatch.setattr(library, "has_amx", lambda: False)
+    forget_library()
+    if form != "none" and library.load() is None:
+        pytest.skip("no compiler for C++, or no processor with AVX-512")
+    yield form
+    forget_library()
+
+
+def forget_library() -> None:
+    """Look for the kernels anew."""
+    library._loaded.cache_clear()
+    library.kernel.cache_clear()
 
 
 @pytest.fixture

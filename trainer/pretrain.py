@@ -20,6 +20,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor
 
+from esvit.native.library import kind
 from esvit.weights import write_safetensors
 from trainer import distributed
 from trainer.command_line import parse
@@ -220,6 +221,8 @@ def start(config: PretrainConfig, console: Console | None) -> int:
         run.schedule.lr, config.optim.base_lr, config.optim.batch, run.schedule.epochs,
         run.feed.steps_per_epoch, run.device, run.step_config.precision,
     )  # fmt: skip
+    if run.device.type == "cpu":
+        logger.info("kernels of our own: %s", kind())
     fewest = -(-share // compute.images_per_pass)
     if run.num_passes > 2 * fewest:
         logger.warning(

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from esvit.model import EsViT
+from esvit.native.library import kind
 from trainer import distributed
 from trainer.checkpoint import (
     Checkpoint,
@@ -110,6 +111,7 @@ class Run:
             "passes": self.num_passes,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
+            "kernels": kind() if self.device.type == "cpu" else None,
             "readers": self.config.loader.num_workers if self.feed.source is None else None,
         }
 

@@ -6,6 +6,7 @@ Shape letters: B batch, or windows of a batch, T tokens that see each other, C c
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from esvit.backbones.attend import apart, attend
 from esvit.backbones.lean_mlp import feed_forward
 from esvit.backbones.linear import dtype_of, linear, linear_gelu
+from esvit.backbones.norm import norm_before_product
 from esvit.backbones.packed import MapSize
 from esvit.backbones.remake import remakes, use_and_remake
 
@@ -146,7 +148,8 @@ class ResidualBlock(nn.Module):
             sizes: Of the maps.
         """
         x = x + drop_path(attended, self.drop_rate, training=self.training, sizes=sizes)
-        mapped = use_and_remake(self.norm2, x, self.mlp)
+        norm = partial(norm_before_product, self.norm2)
+        mapped = use_and_remake(norm, x, self.mlp)
         return x + drop_path(mapped, self.drop_rate, training=self.training, sizes=sizes)
 
 

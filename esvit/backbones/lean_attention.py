@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from esvit.backbones.attend import apart, attend_fused, fill_gradients
 from esvit.backbones.linear import multiply, multiply_back, parameter_gradients
 from esvit.backbones.packed import Part, fill_rows, to_rows, to_slots
+from esvit.native import attention as native
 
 
 class Scores(NamedTuple):
@@ -139,9 +140,8 @@ def _mix(qkv: Tensor, scores: Scores) -> Tensor:
     C = qkv.shape[-1] // 3
     out = qkv.new_empty(scores.parts[-1].row_span.stop, C)
     for part, bias, common in _each(qkv, scores):
-        mixed = attend_fused(*apart(common), bias.detach(), common.shape[-1] ** -0.5)
-        windows = mixed.transpose(1, 2).reshape(part.size.number, part.layout.slots.numel(), C)
-        fill_rows(out, windows, part)
+        windows = _attend(common, bias)
+        fill_rows(out, windows.reshape(part.size.number, part.layout.slots.numel(), C), part)
     return out
 
 
@@ -161,15 +161,9 @@ def _go_back(
     parts = zip(_each(qkv, scores), _each(grad_qkv, scores), strict=True)
     for (part, bias, common), (_, _, grad_common) in parts:
         shape = *common.shape[:2], *common.shape[3:]  # windows, T, heads, channels of a head
-        grad_bias = fill_gradients(
-            apart(grad_common),
-            grad[part.slot_span].view(shape).transpose(1, 2),
-            apart(common),
-            bias,
-            common.shape[-1] ** -0.5,
-            None if mixed is None else mixed[part.slot_span].view(shape).transpose(1, 2),
-        )
-        grad_biases.append(grad_bias)
+        grad_part = grad[part.slot_span].view(shape)
+        mixed_part = None if mixed is None else mixed[part.slot_span].view(shape)
+        grad_biases.append(_attend_back(grad_part, common, bias, grad_common, mixed_part))
     return grad_qkv, grad_biases
 
 
@@ -179,3 +173,26 @@ def _each(qkv: Tensor, scores: Scores) -> Iterator[tuple[Part, Tensor, Tensor]]:
     for part, bias in zip(scores.parts, scores.biases, strict=True):
         shape = part.num_windows, bias.shape[-1], 3, heads, width // (3 * heads)
         yield part, bias, qkv[part.slot_span].view(shape)
+
+
+def _attend(qkv: Tensor, bias: Tensor) -> Tensor:
+    """Attend inside windows (windows, T, 3, heads, D): (windows, T, heads, D)."""
+    if native.can_attend(qkv):
+        return native.attend(qkv, bias)
+    return attend_fused(*apart(qkv), bias.detach(), qkv.shape[-1] ** -0.5).transpose(1, 2)
+
+
+def _attend_back(
+    grad: Tensor, qkv: Tensor, bias: Tensor, grad_qkv: Tensor, mixed: Tensor | None
+) -> Tensor:
+    """Write the gradient of queries, keys and values, and what `_attend` gave; give the bias's."""
+    if native.can_attend(qkv):
+        return native.attend_back(grad.contiguous(), qkv, bias, grad_qkv, mixed)
+    return fill_gradients(
+        apart(grad_qkv),
+        grad.transpose(1, 2),
+        apart(qkv),
+        bias,
+        qkv.shape[-1] ** -0.5,
+        None if mixed is None else mixed.transpose(1, 2),
+    )

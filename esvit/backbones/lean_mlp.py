@@ -16,10 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from esvit.backbones.linear import multiply, multiply_back, multiply_gelu, parameter_gradients
+from esvit.backbones.linear import (
+    multiply,
+    multiply_back,
+    multiply_gelu,
+    sum_rows,
+    weight_gradient,
+)
 from esvit.backbones.remake import is_worth_keeping
+from esvit.native import layers as native
 
-CHUNK_BYTES = 4 * 2**20
+CHUNK_BYTES = 16 * 2**20
 """Hidden values that live at once."""
 
 GPU_CHUNK_BYTES = 2**30
@@ -66,17 +73,30 @@ class _FeedForward(torch.autograd.Function):
         weight1, bias1, weight2 = (parameter.to(x.dtype) for parameter in parameters)
         dtype = parameters[0].dtype
         grad_x = torch.empty_like(x)
-        totals: list[Tensor] = []
+        grad1 = grad2 = None
+        sums: list[Tensor] = []
         parts = _chunks(len(weight1), x, grad, grad_x, x if kept is None else kept)
         for rows, grads, result, source in zip(*parts, strict=True):
             hidden = multiply(rows, weight1, bias1) if kept is None else source
-            of_second = parameter_gradients(grads, F.gelu(hidden), dtype)
-            grad_hidden = torch.ops.aten.gelu_backward(multiply_back(grads, weight2), hidden)
-            of_first = parameter_gradients(grad_hidden, rows, dtype)
+            grad_activated = multiply_back(grads, weight2)
+            activated, grad_hidden, sums1 = _back(grad_activated, hidden)
+            grad2 = weight_gradient(grads, activated, dtype, grad2)
+            grad1 = weight_gradient(grad_hidden, rows, dtype, grad1)
             multiply_back(grad_hidden, weight1, out=result)
-            found = [*of_first, *of_second]
-            totals = [a.add_(b) for a, b in zip(totals, found, strict=True)] if totals else found
-        return grad_x, *totals
+            sums.append(sums1)
+        assert grad1 is not None
+        assert grad2 is not None
+        grad_bias1 = torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
+        return grad_x, grad1, grad_bias1.to(dtype), grad2, sum_rows(grad).to(dtype)
+
+
+def _back(grads: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Go back through the GELU (N, H): its values, the gradients before it, and their sums (H,)."""
+    if native.is_there_for(hidden) and native.is_there_for(grads):
+        activated, sums = native.gelu_back_(grads, hidden)
+        return activated, grads, sums
+    before = torch.ops.aten.gelu_backward(grads, hidden)
+    return F.gelu(hidden), before, sum_rows(before)
 
 
 def _chunks(hidden_dim: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from esvit.native import layers as native
+
 _HAS_OPERATOR = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 """Its name is not one that torch promises to keep."""
 
@@ -47,6 +49,13 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if _is_direct(x) and _is_faster(x.dtype):
         return _in_one_pass(x, weight, bias, "none")
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def multiply_into(out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Give what `multiply` gives of x (N, C), in `out` (N, D) if the fastest way can do that."""
+    if x.dtype == torch.float32 and _is_direct(x) and _is_faster(x.dtype):
+        return _in_one_pass(x, weight, None, "none")
+    return torch.mm(x, weight.T, out=out)
 
 
 def multiply_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -79,10 +88,28 @@ def parameter_gradients(grad: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Te
         x: (..., C), the input.
         dtype: Of the parameters, and of their gradients.
     """
+    return weight_gradient(grad, x, dtype), sum_rows(grad).to(dtype)
+
+
+def weight_gradient(
+    grad: Tensor, x: Tensor, dtype: torch.dtype, add_to: Tensor | None = None
+) -> Tensor:
+    """Give the former of these, or add it to what there is of it."""
     grad, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    if dtype == torch.float32 and native.can_multiply_turned(grad, x):
+        out = grad.new_empty(grad.shape[1], x.shape[1], dtype=dtype) if add_to is None else add_to
+        return native.multiply_turned(grad, x, out, is_first=add_to is None)
     is_turned = x.shape[1] > grad.shape[1] and _is_slow_in_mkl(grad)
     product = (x.mT @ grad).mT if is_turned else grad.mT @ x  # faster with the longer side first
-    return product.to(dtype), grad.sum(0).to(dtype)  # sums of bfloat16 are made in float32
+    return product.to(dtype) if add_to is None else add_to.add_(product)
+
+
+def sum_rows(x: Tensor) -> Tensor:
+    """Add up the rows of (..., C): (C,); sums of bfloat16 are made in float32."""
+    rows = x.reshape(-1, x.shape[-1])
+    if native.is_there_for(rows):
+        return native.sum_rows(rows)
+    return rows.sum(0)
 
 
 class _Linear(torch.autograd.Function):

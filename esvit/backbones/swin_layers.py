@@ -20,6 +20,7 @@ from esvit.backbones.attend import is_learned
 from esvit.backbones.layers import EPS, Attention, ResidualBlock
 from esvit.backbones.lean_attention import Scores, attend_between, mix
 from esvit.backbones.linear import dtype_of, linear
+from esvit.backbones.norm import norm_before_product
 from esvit.backbones.packed import (
     MapSize,
     Part,
@@ -137,13 +138,11 @@ class SwinBlock(ResidualBlock):
 
     def _attend_rows(self, x: Tensor, parts: Sequence[Part]) -> Tensor:
         """Give what attention adds to rows (R, C)."""
-        attention = cast(WindowAttention, self.attn)
+        attention, norm = cast(WindowAttention, self.attn), partial(norm_before_product, self.norm1)
         if have_much_padding(parts):
-            return use_and_remake(
-                self.norm1, x, lambda rows: attention.rows_without_padding(rows, parts)
-            )
+            return use_and_remake(norm, x, lambda rows: attention.rows_without_padding(rows, parts))
         return use_and_remake(
-            lambda x: cut_windows(self.norm1(x), parts), x, lambda cut: attention.rows(cut, parts)
+            lambda x: cut_windows(norm(x), parts), x, lambda cut: attention.rows(cut, parts)
         )
 
     def _attend_positions(self, x: Tensor, layout: Layout, bias: Tensor) -> Tensor:
@@ -182,7 +181,8 @@ class PatchMerging(nn.Module):
 
     def _merge(self, x: Tensor) -> Tensor:
         """Map (..., 4 C) to (..., 2 C)."""
-        return use_and_remake(self.norm, x, partial(linear, self.reduction))
+        norm = partial(norm_before_product, self.norm)
+        return use_and_remake(norm, x, partial(linear, self.reduction))
 
 
 def _fours(x: Tensor) -> Tensor:

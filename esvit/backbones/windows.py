@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from esvit.native import windows as native
+
 NOT_ADJACENT = -10_000.0
 """Added to scores between positions that only the shift brought together.
 
@@ -212,6 +214,9 @@ def take(x: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
 
     It has a gradient unless it is written to `out`.
     """
+    if out is not None and native.can_take(x):
+        native.take(x.contiguous(), index, out)
+        return out
     if index.shape[0] > x.shape[1]:
         x = F.pad(x, (0, 0, 0, 1))
     return torch.index_select(x, 1, index, out=out)

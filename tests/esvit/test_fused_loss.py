@@ -11,7 +11,7 @@ from esvit.loss import Loss, match_regions
 from esvit.model import Projections
 from esvit.sweeps import Comparisons, Rows, Targets
 
-pytestmark = pytest.mark.usefixtures("each_library")
+pytestmark = pytest.mark.usefixtures("each_library", "each_kernel")
 
 
 def unit_output(sizes, *, images, dim=16, prototypes=96, length=1.0):

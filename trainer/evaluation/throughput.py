@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from esvit.backbones import BackboneConfig, build
 from esvit.config import BACKBONES, backbone_config, backbone_name
+from esvit.native.library import torch_only
 from trainer.config import ComputeConfig
 from trainer.devices import choose_device
 from trainer.evaluation.config import ThroughputConfig
@@ -110,8 +111,8 @@ def describe(config: BackboneConfig, side: int) -> dict[str, float]:
     """Count parameters, and multiply-adds of one image, which papers call FLOPs."""
     network = build(config).eval().requires_grad_(False)
     counter = FlopCounterMode(display=False, custom_mapping=_products_of_onednn())
-    # Attention written out: of operators in one the counter knows few.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    # Attention written out: of operators in one the counter knows few, of our kernels none.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), torch_only(), counter:
         network(torch.zeros(1, 3, side, side))
     return {
         "parameters_m": sum(p.numel() for p in network.parameters()) / 1e6,

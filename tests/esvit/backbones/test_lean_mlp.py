@@ -9,7 +9,7 @@ from esvit.backbones.layers import MLP
 from esvit.backbones.lean_mlp import feed_forward
 from esvit.backbones.remake import keep_all
 
-pytestmark = pytest.mark.usefixtures("each_library")
+pytestmark = pytest.mark.usefixtures("each_library", "each_kernel")
 
 
 def layers(dim=8, hidden_dim=24):

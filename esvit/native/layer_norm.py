@@ -1,0 +1,47 @@
+"""Layer norm to bfloat16, by our kernels (`layer_norm.cpp`).
+
+Shape letters: N rows, C channels.
+"""
+
+import torch
+from torch import Tensor
+
+from esvit.native.library import address, kernel, load
+
+_DTYPES = torch.float32, torch.bfloat16
+
+
+def is_there_for(x: Tensor) -> bool:
+    """Whether the kernels take x (..., C)."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in _DTYPES:
+        return False
+    return x.is_contiguous() and load() is not None
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalise rows (N, C): (N, C) bfloat16; weight and bias are (C,) float32."""
+    out = torch.empty_like(x, dtype=torch.bfloat16)
+    kernel("esvit_layer_norm", "pppfpnni")(
+        *map(address, (x, weight, bias)), eps, address(out), *x.shape, _is_bfloat16(x)
+    )
+    return out
+
+
+def layer_norm_back(
+    grad: Tensor, x: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give the gradients of x, weight and bias from that of the result (N, C) bfloat16."""
+    grad_x = torch.empty_like(x)
+    sums = weight.new_zeros(torch.get_num_threads(), 2, x.shape[1])
+    kernel("esvit_layer_norm_back", "pppfppnnii")(
+        *map(address, (grad, x, weight)),
+        eps,
+        *map(address, (grad_x, sums)),
+        *(*x.shape, len(sums), _is_bfloat16(x)),
+    )
+    of_weight, of_bias = sums.sum(0)
+    return grad_x, of_weight, of_bias
+
+
+def _is_bfloat16(x: Tensor) -> int:
+    return int(x.dtype == torch.bfloat16)
