@@ -1,12 +1,12 @@
 """A training step of Swin-T, window 7: ours beside the published code's, in time and memory.
 
-    python -m benchmarks.train_step [--batch 4] [--repetitions 10] [--forms ours recompute]
+    python -m benchmarks.train_step [--batch 4] [--repetitions 10] [--forms ours torch recompute]
 
 A step is 2 views of 224 px and 8 of 96 px, both tasks with K = 65536 prototypes: teacher, student,
 losses, backward, clipping, AdamW, the teacher's average and the centers. `ours` is the whole of
-`trainer.step.train_step`, with memory as `trainer.pretrain` holds it, `recompute` the same with
-`--compute.recompute`. `published` is what the published code does with the same parameters and
-views (`benchmarks.published`), in bf16 under autocast.
+`trainer.step.train_step`, with memory as `trainer.pretrain` holds it, `torch` the same without
+kernels of our own, `recompute` with `--compute.recompute`. `published` is what the published code
+does with the same parameters and views (`benchmarks.published`), in bf16 under autocast.
 
 Every case is a process of its own, whose peak memory is that of the whole process. The published
 code in both precisions takes turns with a form of ours in both (`benchmarks.turns`): 15 GB at once.
@@ -14,6 +14,7 @@ Ours is measured with the C library's memory and, where it is installed, with th
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from ctypes.util import find_library
 from functools import partial
@@ -30,6 +31,7 @@ from esvit.config import BACKBONES, HeadConfig
 from esvit.fused_loss import FusedLoss
 from esvit.head import ProjectionHead
 from esvit.model import EsViT
+from esvit.native.library import SETTING as KERNELS
 from esvit.teacher import start_teacher
 from trainer.memory import ask_for_huge_pages, keep_freed_memory, map_large_blocks
 from trainer.optim import make_optimizer, param_groups
@@ -38,7 +40,7 @@ from trainer.step import StepConfig, TrainState, train_step
 
 SIDES = (224, 224) + 8 * (96,)
 
-OURS = ("ours", "recompute")
+OURS = ("ours", "torch", "recompute")
 PRECISIONS = ("fp32", "bf16")
 
 Step = Callable[[list[Tensor]], float]
@@ -89,6 +91,8 @@ def prepare(form: str, precision: str, batch: int) -> Work:
     if form in OURS:
         map_large_blocks()
         ask_for_huge_pages()
+    if form == "torch":
+        os.environ[KERNELS] = "off"
     torch.manual_seed(0)
     if form in OURS:
         step = our_step(precision, recompute=form == "recompute")

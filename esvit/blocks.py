@@ -32,7 +32,7 @@ def softmax(logits: Tensor, bias: Tensor | None, out: Tensor) -> Softmax:
         bias: (W,) float32, or None.
         out: (N, W) of the same dtype, for the probabilities; may be the logits.
     """
-    if native.is_there_for(logits):
+    if native.can_work_on(logits):
         return Softmax(*native.softmax(logits, bias, out))
     logits = logits.float()
     if bias is not None:
@@ -71,7 +71,7 @@ def reduce_(student: Tensor, teacher: Tensor, share: Tensor, owed: Owed) -> Tens
     Returns:
         (N, 1) float32 sums of what is left, as it is rounded.
     """
-    if native.is_there_for(student):
+    if native.can_work_on(student):
         return native.reduce_(student, teacher, share, owed.factors, (owed.matches, owed.starts))
     # Gathers, scales and sums teacher rows in one pass.
     targets = F.embedding_bag(
@@ -87,6 +87,6 @@ def reduce_(student: Tensor, teacher: Tensor, share: Tensor, owed: Owed) -> Tens
 
 def add_(sums: Tensor, added: Tensor) -> Tensor:
     """Add what may be of another dtype to sums (N, D) float32."""
-    if added.dtype == torch.bfloat16 and native.is_there_for(added):
+    if added.dtype == torch.bfloat16 and native.can_work_on(added):
         return native.add_(sums, added)
     return sums.add_(added)

@@ -18,7 +18,7 @@ _ROWS_AT_ONCE = 4096
 
 def write_weight(prototypes: Prototypes, out: Tensor) -> Tensor:
     """Write effective prototypes into (K, D), of any dtype and without a graph; gives them."""
-    if native.are_there_for(prototypes.directions):
+    if native.can_work_on(*prototypes) and native.can_write(out):
         return native.write(*prototypes, out)
     return out.copy_(prototypes.weight)
 
@@ -35,7 +35,7 @@ def through_weight_norm_(
         prototypes: K of them.
         factor: What the gradient is to be multiplied with, a scalar.
     """
-    if native.are_there_for(prototypes.directions):
+    if native.can_work_on(*prototypes):
         return gradient, native.through_weight_norm_(gradient, *prototypes, factor)
     grad_lengths = torch.empty_like(prototypes.lengths)
     parts = (torch.split(x, _ROWS_AT_ONCE) for x in (gradient, grad_lengths, *prototypes))
@@ -49,6 +49,6 @@ def through_weight_norm_(
 
 def compare(row: Tensor, prototypes: Prototypes) -> Tensor:
     """Give the logits (1, K) of one row of a bottleneck (1, D) float32."""
-    if native.are_there_for(prototypes.directions):
+    if native.can_work_on(*prototypes):
         return native.compare(row, *prototypes)
     return multiply(row, prototypes.directions, None) * prototypes.scales.T

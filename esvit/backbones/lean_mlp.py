@@ -92,7 +92,7 @@ class _FeedForward(torch.autograd.Function):
 
 def _back(grads: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Go back through the GELU (N, H): its values, the gradients before it, and their sums (H,)."""
-    if native.is_there_for(hidden) and native.is_there_for(grads):
+    if native.can_work_on(hidden) and native.can_work_on(grads):
         activated, sums = native.gelu_back_(grads, hidden)
         return activated, grads, sums
     before = torch.ops.aten.gelu_backward(grads, hidden)

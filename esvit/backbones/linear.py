@@ -107,7 +107,7 @@ def weight_gradient(
 def sum_rows(x: Tensor) -> Tensor:
     """Add up the rows of (..., C): (C,); sums of bfloat16 are made in float32."""
     rows = x.reshape(-1, x.shape[-1])
-    if native.is_there_for(rows):
+    if native.can_work_on(rows):
         return native.sum_rows(rows)
     return rows.sum(0)
 

@@ -15,8 +15,8 @@ from esvit.native import layer_norm as native
 
 def norm_before_product(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     """Give norm(x) of x (..., C), in bfloat16 where products are and a kernel makes it so."""
-    is_known = isinstance(norm.weight, Tensor) and norm.weight.dtype == torch.float32
-    if dtype_of(x) != torch.bfloat16 or not is_known or not native.is_there_for(x):
+    is_wanted = dtype_of(x) == torch.bfloat16
+    if not is_wanted or not native.can_normalise(x, norm.weight, norm.bias):
         return cast(Tensor, norm(x))
     # torch leaves `apply` untyped.
     made: Tensor = _LayerNorm.apply(x.flatten(0, -2), norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]

@@ -214,8 +214,8 @@ def take(x: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
 
     It has a gradient unless it is written to `out`.
     """
-    if out is not None and native.can_take(x):
-        native.take(x.contiguous(), index, out)
+    if out is not None and native.can_take(x, index, out):
+        native.take(x, index, out)
         return out
     if index.shape[0] > x.shape[1]:
         x = F.pad(x, (0, 0, 0, 1))

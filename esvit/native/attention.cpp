@@ -2,7 +2,7 @@
 //
 // Queries, keys and values of the windows are read where a common product has left them, (W, T, 3,
 // heads, D), and their gradients are written likewise; results are (W, T, heads, D). Everything in
-// between is float32. Window w has bias w % N.
+// between is float32, but for what tiles multiply. Window w has bias w % N.
 //
 // Shape letters: W windows, N biases, T tokens of a window, D channels of a head, P = T rounded up
 // to pairs of vectors. What lies beyond T in a row of P has a bias of minus infinity.

@@ -7,23 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esvit.native.library import address, kernel, load
+from esvit.native.library import address, kernel, takes
 
 LANES = 16
 """Numbers that the kernel works on at once; rows of scores are filled up to pairs of so many."""
 
 MOST_TOKENS = 1024
 
-_DTYPES = torch.float32, torch.bfloat16
-
 
 def can_attend(qkv: Tensor) -> bool:
     """Whether the kernel takes queries, keys and values (W, T, 3, heads, D)."""
-    if torch.compiler.is_compiling() or qkv.device.type != "cpu" or qkv.dtype not in _DTYPES:
-        return False
     if qkv.shape[1] > MOST_TOKENS or qkv.shape[-1] % LANES:
         return False
-    return qkv.is_contiguous() and load() is not None
+    return takes(qkv, torch.float32, torch.bfloat16)
 
 
 def attend(qkv: Tensor, bias: Tensor) -> Tensor:
@@ -59,8 +55,8 @@ def attend_back(
     """
     threads, pairs = torch.get_num_threads(), bias.shape[0] * bias.shape[1]
     # Where biases are too few to be shared out, each thread has sums of its own for all of them.
-    is_shared = pairs < 8 * threads
     filled = _fill_up(bias)
+    is_shared = pairs < 8 * threads and threads * filled.numel() <= qkv.numel()
     sums = filled.new_zeros(threads if is_shared else 1, *filled.shape)
     kernel("esvit_attend_back", "ppppppiinnnnni")(
         *map(address, (qkv, grad, filled, grad_qkv, mixed, sums)),
@@ -73,10 +69,13 @@ def attend_back(
 
 def _fill_up(bias: Tensor) -> Tensor:
     """Lengthen the rows of a bias, in float32, by keys that get no attention."""
-    return F.pad(bias.detach().float(), (0, -bias.shape[-1] % (2 * LANES)), value=-torch.inf)
+    bias = bias.detach().float().contiguous()
+    return F.pad(bias, (0, -bias.shape[-1] % (2 * LANES)), value=-torch.inf)
 
 
 def _sizes(qkv: Tensor, bias: Tensor) -> tuple[int, ...]:
     """W, N, heads, T, D and whether it is bfloat16."""
     W, T, _, heads, D = qkv.shape
+    if W % len(bias) or bias.shape[1:] != (heads, T, T):
+        raise ValueError(f"biases {tuple(bias.shape)} do not go with windows {tuple(qkv.shape)}")
     return W, len(bias), heads, T, D, int(qkv.dtype == torch.bfloat16)

@@ -52,8 +52,8 @@ class Tiles {
         rows_to_pairs(keys_, pairs_, P, D);
         multiply_tiles(score_rows_, pairs_, result_, P, D, P);
         write(s_.scale, grad_qkv, 3 * C);
-        multiply_turned(score_pairs_, queries_, s_.scale, grad_qkv + C);
-        multiply_turned(weight_pairs_, grads_, 1.0f, grad_qkv + 2 * C);
+        write_turned(score_pairs_, queries_, s_.scale, grad_qkv + C);
+        write_turned(weight_pairs_, grads_, 1.0f, grad_qkv + 2 * C);
     }
 
   private:
@@ -87,7 +87,7 @@ class Tiles {
     }
 
     // Writes factor * (what is in pairs (P / 2, P))^T times rows (P, D).
-    void multiply_turned(const Pair* pairs, const bfloat16* rows, float factor, bfloat16* to) {
+    void write_turned(const Pair* pairs, const bfloat16* rows, float factor, bfloat16* to) {
         const int64_t P = s_.padded, D = s_.dim;
         turn(pairs, reinterpret_cast<Pair*>(turned_), P / 2, P);
         rows_to_pairs(rows, pairs_, P, D);

@@ -3,8 +3,6 @@
 //
 // Shape letters: N rows of W columns or D, M comparisons.
 
-#include <omp.h>
-
 #include <cmath>
 
 #include "vectors.h"

@@ -6,14 +6,12 @@ Shapes: N rows, W prototypes of a block, D columns, M comparisons.
 import torch
 from torch import Tensor
 
-from esvit.native.library import address, kernel, load
-
-_DTYPES = torch.float32, torch.bfloat16
+from esvit.native.library import address, kernel, takes
 
 
-def is_there_for(rows: Tensor) -> bool:
-    """Whether the kernels take contiguous rows like these."""
-    return rows.device.type == "cpu" and rows.dtype in _DTYPES and load() is not None
+def can_work_on(rows: Tensor) -> bool:
+    """Whether the kernels take rows like these."""
+    return takes(rows, torch.float32, torch.bfloat16)
 
 
 def softmax(logits: Tensor, bias: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor]:

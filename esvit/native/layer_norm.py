@@ -6,16 +6,14 @@ Shape letters: N rows, C channels.
 import torch
 from torch import Tensor
 
-from esvit.native.library import address, kernel, load
-
-_DTYPES = torch.float32, torch.bfloat16
+from esvit.native.library import address, kernel, takes
 
 
-def is_there_for(x: Tensor) -> bool:
-    """Whether the kernels take x (..., C)."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in _DTYPES:
+def can_normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether the kernels take x (..., C), weight and bias (C,)."""
+    if weight is None or bias is None or not takes(x, torch.float32, torch.bfloat16):
         return False
-    return x.is_contiguous() and load() is not None
+    return takes(weight, torch.float32) and takes(bias, torch.float32)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

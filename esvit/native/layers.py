@@ -6,15 +6,14 @@ Shape letters: N rows, H hidden channels, C and D channels.
 import torch
 from torch import Tensor
 
-from esvit.native.library import address, kernel, load
+from esvit.native.library import address, has_tiles, kernel, takes
 
 TILE = 32
 
 
-def is_there_for(rows: Tensor) -> bool:
+def can_work_on(rows: Tensor) -> bool:
     """Whether the kernels take rows like these."""
-    is_known = rows.device.type == "cpu" and rows.dtype == torch.bfloat16
-    return is_known and rows.is_contiguous() and load() is not None
+    return takes(rows, torch.bfloat16)
 
 
 def gelu_back_(grads: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,9 +43,9 @@ def sum_rows(rows: Tensor) -> Tensor:
 
 def can_multiply_turned(left: Tensor, right: Tensor) -> bool:
     """Whether `multiply_turned` takes these: it works by a processor's tiles, of 32 columns."""
-    if left.shape[1] % TILE or right.shape[1] % TILE:
+    if not len(left) or left.shape[1] % TILE or right.shape[1] % TILE:
         return False
-    return is_there_for(left) and is_there_for(right) and _has_tiles()
+    return can_work_on(left) and can_work_on(right) and has_tiles()
 
 
 def multiply_turned(left: Tensor, right: Tensor, out: Tensor, *, is_first: bool) -> Tensor:
@@ -68,8 +67,3 @@ def multiply_turned(left: Tensor, right: Tensor, out: Tensor, *, is_first: bool)
 def _sums(rows: Tensor) -> Tensor:
     """Take memory for the sums of each thread."""
     return rows.new_zeros(torch.get_num_threads(), rows.shape[1], dtype=torch.float32)
-
-
-def _has_tiles() -> bool:
-    """Whether processor and system let this process use tiles."""
-    return bool(kernel("esvit_has_tiles", "")())

@@ -35,7 +35,7 @@ TIMEOUT_SECONDS = 120
 """A compiler that takes longer is given up; it takes six."""
 
 _SOURCES = Path(__file__).parent
-_COMPILERS = "c++", "g++", "clang++"
+_COMPILERS = "g++", "c++"
 _FLAGS = (
     *("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     *("-fno-exceptions", "-fno-rtti", "-Wno-psabi", "-fopenmp", "-fPIC", "-shared"),
@@ -70,11 +70,13 @@ def torch_only() -> Generator[None]:
 def _loaded() -> CDLL | None:
     setting = os.environ.get(SETTING, "")
     if setting == "off" or not is_made_for(platform.machine()):
+        why = f"{SETTING} is off" if setting == "off" else "they take Linux and AVX-512"
+        logger.info("no kernels of our own: %s", why)
         return None
-    directory = Path(setting) if setting else _user_cache() / "esvit"
     try:
+        directory = Path(setting) if setting else _user_cache() / "esvit"
         return CDLL(str(compile_into(directory, amx=has_amx())))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # no home is the second
         logger.warning("no kernels of our own, steps will be slower: %s", error)
         return None
 
@@ -98,15 +100,28 @@ def address(tensor: Tensor | None) -> int | None:
     """Where the values of a contiguous tensor lie, for a kernel."""
     if tensor is None:
         return None
-    assert tensor.is_contiguous()
+    if not tensor.is_contiguous():
+        raise ValueError(f"kernels take contiguous tensors, not strides of {tensor.stride()}")
     return tensor.data_ptr()
+
+
+def takes(x: Tensor, *dtypes: torch.dtype) -> bool:
+    """Whether kernels may be given x: on this processor, eagerly, in one of these types."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in dtypes:
+        return False
+    return x.is_contiguous() and load() is not None
 
 
 def kind() -> str:
     """Say in words which kernels are used: another kind rounds otherwise."""
     if load() is None:
         return "none"
-    return "AVX-512 and AMX" if has_amx() else "AVX-512"
+    return "AVX-512 and AMX" if has_tiles() else "AVX-512"
+
+
+def has_tiles() -> bool:
+    """Whether processor and system let the kernels, which must be there, use tiles."""
+    return bool(kernel("esvit_has_tiles", "")())
 
 
 def is_made_for(machine: str) -> bool:
@@ -134,20 +149,21 @@ def compile_into(directory: Path, *, amx: bool) -> Path:
     path = directory / f"kernels-{name}.so"
     if path.exists():
         return path
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None:
-        raise FileNotFoundError(f"there is no C++ compiler, none of {', '.join(_COMPILERS)}")
+    compilers = [*filter(None, map(shutil.which, _COMPILERS))]
+    if not compilers:
+        raise FileNotFoundError(f"there is no C++ compiler, neither of {', '.join(_COMPILERS)}")
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=directory) as temporary:
         made = Path(temporary, path.name)
-        command = [compiler, *map(str, sources), "-o", str(made), *flags]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
-        )
-        if done.returncode:
-            raise subprocess.SubprocessError(f"{compiler} failed: {done.stderr.strip()[:1000]}")
-        made.replace(path)  # whole or not at all, whoever else does the same
-    return path
+        for compiler in compilers:
+            command = [compiler, *map(str, sources), "-o", str(made), *flags]
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+            )
+            if not done.returncode:
+                made.replace(path)  # whole or not at all, whoever else does the same
+                return path
+    raise subprocess.SubprocessError(f"{compilers[-1]} failed: {done.stderr.strip()[:1000]}")
 
 
 @cache

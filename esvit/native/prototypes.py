@@ -6,13 +6,17 @@ Shapes: K prototypes, D columns.
 import torch
 from torch import Tensor
 
-from esvit.native.library import address, kernel, load
+from esvit.native.library import address, kernel, takes
 
 
-def are_there_for(directions: Tensor) -> bool:
-    """Whether the kernels take directions (K, D)."""
-    is_known = directions.device.type == "cpu" and directions.dtype == torch.float32
-    return is_known and directions.is_contiguous() and load() is not None
+def can_work_on(directions: Tensor, lengths: Tensor) -> bool:
+    """Whether the kernels take directions (K, D) and lengths (K, 1)."""
+    return takes(directions, torch.float32) and takes(lengths, torch.float32)
+
+
+def can_write(out: Tensor) -> bool:
+    """Whether effective prototypes can be written there."""
+    return takes(out, torch.float32, torch.bfloat16)
 
 
 def write(directions: Tensor, lengths: Tensor, out: Tensor) -> Tensor:

@@ -16,22 +16,30 @@ namespace esvit {
 // Two bfloat16, the first of them in the lower half.
 typedef uint32_t Pair __attribute__((may_alias));
 
-// Asks the system for the use of tiles, once a process; tells whether it is granted.
+// Asks the system for the use of tiles; tells whether it is granted, to all threads for good.
 inline bool may_use_tiles() {
     constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
+
+// Not every compiler knows that instructions of tiles read and write memory.
+inline void settle_memory() { asm volatile("" ::: "memory"); }
 
 // While it lives, this thread's tiles are all of full size; then they are what they were before.
 class TilesInUse {
   public:
     TilesInUse() {
         _tile_storeconfig(before_);
+        settle_memory();
         alignas(64) uint8_t mine[64] = {1};
         for (int i = 0; i < 8; i++) mine[16 + 2 * i] = 64, mine[48 + i] = 16;
+        settle_memory();
         _tile_loadconfig(mine);
     }
-    ~TilesInUse() { _tile_loadconfig(before_); }
+    ~TilesInUse() {
+        settle_memory();
+        _tile_loadconfig(before_);
+    }
     TilesInUse(const TilesInUse&) = delete;
     TilesInUse& operator=(const TilesInUse&) = delete;
 
@@ -42,6 +50,7 @@ class TilesInUse {
 // C (M, N) = A (M, K) times B (K, N), the latter in pairs (K / 2, N).
 inline void multiply_tiles(const bfloat16* a, const Pair* b, float* c, int64_t M, int64_t N,
                            int64_t K) {
+    settle_memory();
     for (int64_t m = 0; m < M; m += 32)
         for (int64_t n = 0; n < N; n += 32) {
             _tile_zero(0);
@@ -66,6 +75,7 @@ inline void multiply_tiles(const bfloat16* a, const Pair* b, float* c, int64_t M
             _tile_stored(2, to + 16 * N, 4 * N);
             _tile_stored(3, to + 16 * N + 16, 4 * N);
         }
+    settle_memory();
 }
 
 // Which elements of two vectors, counted through both, a shuffle takes.

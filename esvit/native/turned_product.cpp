@@ -6,6 +6,8 @@
 //
 // Shape letters: N rows, D columns on the left and C on the right, multiples of 32.
 
+#include <cstdlib>
+
 #ifdef __AMX_BF16__
 #include <omp.h>
 
@@ -73,6 +75,7 @@ inline void pack_panel(const bfloat16* from, int64_t stride, int64_t rows, bfloa
 // Adds `depth` blocks of two panels to 32 x 32 sums.
 inline void multiply_panels(const bfloat16* left, const bfloat16* right, float* sums, int64_t stride,
                             int64_t depth, bool is_first) {
+    settle_memory();
     if (is_first) {
         _tile_zero(0);
         _tile_zero(1);
@@ -98,6 +101,7 @@ inline void multiply_panels(const bfloat16* left, const bfloat16* right, float* 
     _tile_stored(1, sums + 16, 4 * stride);
     _tile_stored(2, sums + 16 * stride, 4 * stride);
     _tile_stored(3, sums + 16 * stride + 16, 4 * stride);
+    settle_memory();
 }
 
 struct Factors {
@@ -137,13 +141,14 @@ void sum_up(const Factors& f, int64_t begin, int64_t end, bool is_first, bfloat1
 // has packed would come slowly to another.
 void multiply_turned(const Factors& f, float* out, bool is_first) {
     const int64_t size = f.D * f.C, threads = omp_get_max_threads();
+    if (!f.rows && is_first) std::memset(out, 0, size * sizeof(float));
     const int64_t most = size <= SMALL ? std::max<int64_t>(1, f.rows / ROWS_AT_ONCE) : 1;
     const int64_t row_parts = std::min(threads, most), column_parts = threads / row_parts;
     float* sums = static_cast<float*>(std::malloc((row_parts - 1) * size * sizeof(float)));
     if (!sums && row_parts > 1) std::abort();
-#pragma omp parallel num_threads(row_parts* column_parts)
+    // All threads, though some may idle: a smaller team would end them, and the next call begin them.
+#pragma omp parallel
     {
-        // Fewer than asked for may have come.
         const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
         const int64_t narrow = std::min(f.C, f.D), blocks = std::max(f.C, f.D) / SIDE;
         const int64_t bytes = ROWS_AT_ONCE * (narrow + SIDE) * sizeof(bfloat16);
@@ -176,14 +181,16 @@ extern "C" {
 
 int esvit_has_tiles() { return may_use_tiles(); }
 
-// Adds left (N, D)^T times right (N, C) to (D, C), or writes it where it is the first.
+// Adds left (N, D)^T times right (N, C) to (D, C), or writes it where it is the first. There must be
+// tiles.
 void esvit_multiply_turned(const void* left, const void* right, float* out, int is_first, int64_t N,
                            int64_t D, int64_t C) {
+    if (!may_use_tiles()) std::abort();
     multiply_turned({static_cast<const bfloat16*>(left), static_cast<const bfloat16*>(right), N, D, C},
                     out, is_first);
 }
 }
 #else
 extern "C" int esvit_has_tiles() { return 0; }
-extern "C" void esvit_multiply_turned() {}
+extern "C" void esvit_multiply_turned() { std::abort(); }
 #endif

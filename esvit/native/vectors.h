@@ -86,7 +86,8 @@ inline float sum(Floats x) {
 
 inline float largest(Floats x) { return fold(x, larger); }
 
-// e^x within three units in the last place for x <= 0; below the smallest normal number, zero.
+// e^x within three units in the last place for x <= 0; zero below e^-87, near the smallest normal
+// number.
 //
 // x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 is taken off in two parts, the first of which has few
 // digits, so that n times it is exact (Cody and Waite 1980, chapter 6).

@@ -6,12 +6,13 @@ Shape letters: B maps, L rows of each, M rows taken, C channels.
 import torch
 from torch import Tensor
 
-from esvit.native.library import address, kernel, load
+from esvit.native.library import address, kernel, takes
 
 
-def can_take(x: Tensor) -> bool:
-    """Whether the kernel takes rows of x."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and load() is not None
+def can_take(x: Tensor, index: Tensor, out: Tensor) -> bool:
+    """Whether the kernel takes rows of x (B, L, C) by an index (M,) to `out`."""
+    is_right = out.shape == (len(x), len(index), x.shape[2])
+    return is_right and takes(index, torch.int64) and takes(x, out.dtype) and takes(out, x.dtype)
 
 
 def take(x: Tensor, index: Tensor, out: Tensor) -> None:

@@ -13,7 +13,7 @@ def prototypes():
     return Prototypes(torch.randn(70, 19), 0.5 + torch.rand(70, 1))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_effective_prototypes(prototypes, dtype):
     out = torch.empty(70, 19, dtype=dtype)
     expected = prototypes.weight.to(dtype)
@@ -32,6 +32,10 @@ def test_gradients_are_autograds(prototypes):
     assert found[0] is gradient
 
 
-def test_logits_of_one_row(prototypes):
-    row = torch.randn(1, 19)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logits_of_one_row(prototypes, dtype):
+    row, prototypes = (
+        torch.randn(1, 19, dtype=dtype),
+        Prototypes(*(x.to(dtype) for x in prototypes)),
+    )
     torch.testing.assert_close(compare(row, prototypes), row @ prototypes.weight.T)

@@ -85,6 +85,15 @@ def test_what_is_no_number_is_not_hidden(dtype, value):
     assert not grad_qkv[0, 3, 0, 0].isfinite().any()
 
 
+def test_a_bias_may_lie_in_any_way_but_must_fit():
+    qkv, _, bias = made((6, 3, 2, 16, 16), torch.float32)
+    turned = bias.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert torch.equal(attention.attend(qkv, turned), attention.attend(qkv, bias))
+    for wrong in (bias.repeat(2, 1, 1, 1)[:4], bias[:, :1], bias[..., :15]):
+        with pytest.raises(ValueError, match="do not go with windows"):
+            attention.attend(qkv, wrong)
+
+
 def test_what_the_kernel_does_not_take():
     assert not attention.can_attend(torch.randn(2, 4, 3, 1, 8))
     assert not attention.can_attend(torch.randn(2, 4, 3, 1, 16, dtype=torch.float64))

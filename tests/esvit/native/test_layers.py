@@ -57,6 +57,29 @@ def test_layer_norm_rounds_once(dtype, channels):
         torch.testing.assert_close(actual.double(), wanted, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("arguments", [{"bias": False}, {"elementwise_affine": False}])
+def test_a_layer_norm_that_has_less_is_torchs(arguments):
+    norm, x = nn.LayerNorm(32, **arguments), torch.randn(3, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(norm_before_product(norm, x), norm(x))
+    half = nn.LayerNorm(32, dtype=torch.bfloat16)
+    assert torch.equal(norm_before_product(half, x.bfloat16()), half(x.bfloat16()))
+
+
+def test_what_is_not_contiguous_is_refused():
+    with pytest.raises(ValueError, match="contiguous"):
+        layers.sum_rows(torch.zeros(3, 5, dtype=torch.bfloat16).T)
+
+
+def test_what_taking_by_index_does_not_take():
+    x, index, out = torch.randn(2, 4, 3), torch.tensor([0, 1]), torch.empty(2, 2, 3)
+    assert windows.can_take(x, index, out)
+    assert not windows.can_take(x, index.int(), out)
+    assert not windows.can_take(x, index, out.bfloat16())
+    assert not windows.can_take(x, index, out[:1])
+    assert not windows.can_take(x.transpose(0, 1), index, torch.empty(4, 2, 3))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("channels", [1, 3, 40, 96])
 def test_rows_are_taken_by_index(dtype, channels):

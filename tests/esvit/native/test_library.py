@@ -77,6 +77,27 @@ def test_without_a_working_compiler_torch_does_the_work(monkeypatch, tmp_path, c
     assert [*tmp_path.glob("kernels/*")] == []
 
 
+def test_a_second_compiler_is_tried(small, monkeypatch, tmp_path):
+    (tmp_path / "g++").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "g++").chmod(0o755)
+    monkeypatch.setattr(library, "_COMPILERS", (str(tmp_path / "g++"), *library._COMPILERS))
+    assert library.compile_into(tmp_path / "kernels", amx=False).exists()
+
+
+def test_no_home_is_no_end(monkeypatch, caplog):
+    if not library.is_made_for("x86_64"):
+        pytest.skip("no processor with AVX-512")
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(library.SETTING, raising=False)
+    monkeypatch.setattr(library.Path, "home", home)
+    assert library.load() is None
+    assert "home directory" in caplog.messages[0]
+
+
 def test_a_damaged_library_is_no_end(small, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv(library.SETTING, str(tmp_path))
     library.compile_into(tmp_path, amx=library.has_amx()).write_bytes(b"cut")

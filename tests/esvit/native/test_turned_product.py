@@ -45,5 +45,6 @@ def test_what_the_kernel_does_not_take():
     good = torch.zeros(3, 64, dtype=torch.bfloat16)
     assert can(good, good)
     assert not can(good[:, :48].contiguous(), good)
+    assert not can(good[:0], good[:0])
     assert not can(good, good.float())
     assert not can(good, torch.zeros(64, 3, dtype=torch.bfloat16).T)
