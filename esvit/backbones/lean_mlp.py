@@ -83,11 +83,10 @@ class _FeedForward(torch.autograd.Function):
             grad2 = weight_gradient(grads, activated, dtype, grad2)
             grad1 = weight_gradient(grad_hidden, rows, dtype, grad1)
             multiply_back(grad_hidden, weight1, out=result)
-            sums.append(sums1)
+            sums.append(sums1.to(dtype))
         assert grad1 is not None
         assert grad2 is not None
-        grad_bias1 = torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
-        return grad_x, grad1, grad_bias1.to(dtype), grad2, sum_rows(grad).to(dtype)
+        return grad_x, grad1, torch.stack(sums).sum(0), grad2, sum_rows(grad).to(dtype)
 
 
 def _back(grads: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:

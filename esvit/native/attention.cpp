@@ -108,7 +108,8 @@ void esvit_attend_back(const void* qkv, const void* grad, const float* bias, voi
                    *grads = static_cast<const bfloat16*>(grad);
     bfloat16 *to = static_cast<bfloat16*>(grad_qkv), *mixed_to = static_cast<bfloat16*>(mixed);
 #ifdef __AMX_BF16__
-    if (Tiles::take(s)) return backward<Tiles>(from, grads, bias, to, mixed_to, sums, is_shared, threads, s);
+    if (Tiles::take(s))
+        return backward<Tiles>(from, grads, bias, to, mixed_to, sums, is_shared, threads, s);
 #endif
     backward<Vectors<bfloat16>>(from, grads, bias, to, mixed_to, sums, is_shared, threads, s);
 }

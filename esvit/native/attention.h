@@ -99,6 +99,15 @@ inline void each_two_rows(const Shape& s, Make make, Use use) {
     each_two_rows<0>(s, make, use);
 }
 
+// Writes (T, D) times a factor, rows `stride` apart.
+template <class T>
+inline void write_rows(const float* from, float factor, T* to, int64_t stride, const Shape& s) {
+    const int64_t D = s.dim, tokens = s.tokens;
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t d = 0; d < D; d += WIDTH)
+            store(to + t * stride + d, load(from + t * D + d) * factor);
+}
+
 // Zeroed memory in pieces, each of them aligned to vectors.
 class Memory {
   public:

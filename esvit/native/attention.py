@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esvit.native.library import address, kernel, takes
+from esvit.native.library import address, is_bfloat16, kernel, takes
 
 LANES = 16
 """Numbers that the kernel works on at once; rows of scores are filled up to pairs of so many."""
@@ -78,4 +78,4 @@ def _sizes(qkv: Tensor, bias: Tensor) -> tuple[int, ...]:
     W, T, _, heads, D = qkv.shape
     if W % len(bias) or bias.shape[1:] != (heads, T, T):
         raise ValueError(f"biases {tuple(bias.shape)} do not go with windows {tuple(qkv.shape)}")
-    return W, len(bias), heads, T, D, int(qkv.dtype == torch.bfloat16)
+    return W, len(bias), heads, T, D, is_bfloat16(qkv)

@@ -88,11 +88,11 @@ class Vectors {
             },
             [&](int64_t t, auto& first, auto& second) { keep(t, first, second, scores_); });
         multiply(scores_, P, 1, keys_, D, result_, T_, T_);
-        write(s_.scale, grad_qkv, 3 * C);
+        write_rows(result_, s_.scale, grad_qkv, 3 * C, s_);
         multiply(scores_, 1, P, queries_, D, result_, T_, T_);
-        write(s_.scale, grad_qkv + C, 3 * C);
+        write_rows(result_, s_.scale, grad_qkv + C, 3 * C, s_);
         multiply(weights_, 1, P, grads_, D, result_, T_, T_);
-        write(1.0f, grad_qkv + 2 * C, 3 * C);
+        write_rows(result_, 1.0f, grad_qkv + 2 * C, 3 * C, s_);
     }
 
   private:
@@ -121,7 +121,7 @@ class Vectors {
 
     void mix(T* out) {
         multiply(weights_, s_.padded, 1, values_, s_.dim, result_, s_.tokens, s_.tokens);
-        write(1.0f, out, s_.channels());
+        write_rows(result_, 1.0f, out, s_.channels(), s_);
     }
 
     // (T, D), rows of which lie `stride` apart.
@@ -129,12 +129,6 @@ class Vectors {
         for (int64_t t = 0; t < s_.tokens; t++)
             for (int64_t d = 0; d < s_.dim; d += WIDTH)
                 store(to + t * s_.dim + d, load(from + t * stride + d));
-    }
-
-    void write(float factor, T* to, int64_t stride) const {
-        for (int64_t t = 0; t < s_.tokens; t++)
-            for (int64_t d = 0; d < s_.dim; d += WIDTH)
-                store(to + t * stride + d, load(result_ + t * s_.dim + d) * factor);
     }
 
     // (T, D) to (D, P), which stays zero beyond T.

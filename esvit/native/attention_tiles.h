@@ -51,7 +51,7 @@ class Tiles {
             });
         rows_to_pairs(keys_, pairs_, P, D);
         multiply_tiles(score_rows_, pairs_, result_, P, D, P);
-        write(s_.scale, grad_qkv, 3 * C);
+        write_rows(result_, s_.scale, grad_qkv, 3 * C, s_);
         write_turned(score_pairs_, queries_, s_.scale, grad_qkv + C);
         write_turned(weight_pairs_, grads_, 1.0f, grad_qkv + 2 * C);
     }
@@ -83,7 +83,7 @@ class Tiles {
     void mix(bfloat16* out) {
         rows_to_pairs(values_, pairs_, s_.padded, s_.dim);
         multiply_tiles(weight_rows_, pairs_, result_, s_.padded, s_.dim, s_.padded);
-        write(1.0f, out, s_.channels());
+        write_rows(result_, 1.0f, out, s_.channels(), s_);
     }
 
     // Writes factor * (what is in pairs (P / 2, P))^T times rows (P, D).
@@ -92,7 +92,7 @@ class Tiles {
         turn(pairs, reinterpret_cast<Pair*>(turned_), P / 2, P);
         rows_to_pairs(rows, pairs_, P, D);
         multiply_tiles(turned_, pairs_, result_, P, D, P);
-        write(factor, to, 3 * s_.channels());
+        write_rows(result_, factor, to, 3 * s_.channels(), s_);
     }
 
     void read(const bfloat16* from, int64_t stride, bfloat16* to) const {
@@ -100,13 +100,6 @@ class Tiles {
         for (int64_t t = 0; t < tokens; t++)
             for (int64_t d = 0; d < D; d += 2 * WIDTH)  // a call for so few bytes would take longer
                 std::memcpy(to + t * D + d, from + t * stride + d, sizeof(Ints));
-    }
-
-    void write(float factor, bfloat16* to, int64_t stride) const {
-        const int64_t D = s_.dim, tokens = s_.tokens;
-        for (int64_t t = 0; t < tokens; t++)
-            for (int64_t d = 0; d < D; d += WIDTH)
-                store(to + t * stride + d, load(result_ + t * D + d) * factor);
     }
 
     // Writes two rows of (T, P) and, if there is a place for them, pairs.

@@ -6,7 +6,7 @@ Shapes: N rows, W prototypes of a block, D columns, M comparisons.
 import torch
 from torch import Tensor
 
-from esvit.native.library import address, kernel, takes
+from esvit.native.library import address, is_bfloat16, kernel, takes
 
 
 def can_work_on(rows: Tensor) -> bool:
@@ -28,7 +28,7 @@ def softmax(logits: Tensor, bias: Tensor | None, out: Tensor) -> tuple[Tensor, T
     N, W = logits.shape
     logsumexp, mean = logits.new_empty(2, N, 1, dtype=torch.float32)
     kernel("esvit_softmax", "pppppnni")(
-        *map(address, (logits, bias, out, logsumexp, mean)), N, W, _is_bfloat16(logits)
+        *map(address, (logits, bias, out, logsumexp, mean)), N, W, is_bfloat16(logits)
     )
     return logsumexp, mean
 
@@ -52,7 +52,7 @@ def reduce_(
     excess = torch.empty_like(share)
     kernel("esvit_reduce", "pppppppnnni")(
         *map(address, (student, teacher, share, starts, matches, factors, excess)),
-        *(N, len(matches), W, _is_bfloat16(student)),
+        *(N, len(matches), W, is_bfloat16(student)),
     )
     return excess
 
@@ -61,7 +61,3 @@ def add_(sums: Tensor, added: Tensor) -> Tensor:
     """Add (N, D) bfloat16 to sums in float32."""
     kernel("esvit_add", "ppnn")(address(sums), address(added), *sums.shape)
     return sums
-
-
-def _is_bfloat16(x: Tensor) -> int:
-    return int(x.dtype == torch.bfloat16)

@@ -6,7 +6,7 @@ Shape letters: N rows, C channels.
 import torch
 from torch import Tensor
 
-from esvit.native.library import address, kernel, takes
+from esvit.native.library import address, is_bfloat16, kernel, takes
 
 
 def can_normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
@@ -20,7 +20,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Normalise rows (N, C): (N, C) bfloat16; weight and bias are (C,) float32."""
     out = torch.empty_like(x, dtype=torch.bfloat16)
     kernel("esvit_layer_norm", "pppfpnni")(
-        *map(address, (x, weight, bias)), eps, address(out), *x.shape, _is_bfloat16(x)
+        *map(address, (x, weight, bias)), eps, address(out), *x.shape, is_bfloat16(x)
     )
     return out
 
@@ -35,11 +35,7 @@ def layer_norm_back(
         *map(address, (grad, x, weight)),
         eps,
         *map(address, (grad_x, sums)),
-        *(*x.shape, len(sums), _is_bfloat16(x)),
+        *(*x.shape, len(sums), is_bfloat16(x)),
     )
     of_weight, of_bias = sums.sum(0)
     return grad_x, of_weight, of_bias
-
-
-def _is_bfloat16(x: Tensor) -> int:
-    return int(x.dtype == torch.bfloat16)

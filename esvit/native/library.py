@@ -105,6 +105,11 @@ def address(tensor: Tensor | None) -> int | None:
     return tensor.data_ptr()
 
 
+def is_bfloat16(x: Tensor) -> int:
+    """Which of two types a kernel gets: 1 for bfloat16, 0 for float32."""
+    return int(x.dtype == torch.bfloat16)
+
+
 def takes(x: Tensor, *dtypes: torch.dtype) -> bool:
     """Whether kernels may be given x: on this processor, eagerly, in one of these types."""
     if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in dtypes:

@@ -6,7 +6,7 @@ Shapes: K prototypes, D columns.
 import torch
 from torch import Tensor
 
-from esvit.native.library import address, kernel, takes
+from esvit.native.library import address, is_bfloat16, kernel, takes
 
 
 def can_work_on(directions: Tensor, lengths: Tensor) -> bool:
@@ -30,7 +30,7 @@ def write(directions: Tensor, lengths: Tensor, out: Tensor) -> Tensor:
     kernel("esvit_write_prototypes", "pppnni")(
         *map(address, (directions, lengths, out)),
         *directions.shape,
-        int(out.dtype == torch.bfloat16),
+        is_bfloat16(out),
     )
     return out
 
